@@ -1,0 +1,20 @@
+"""Entropy-SGD for JAX: Optax optimizers that seek wide valleys."""
+
+from entropy_sgd_jax.diagnostics import EntropicDiagnostics
+from entropy_sgd_jax.local_entropy import entropic
+from entropy_sgd_jax.optimizers import entropy_adam, entropy_sgd
+from entropy_sgd_jax.schedules import scoping
+from entropy_sgd_jax.state import EntropicState, anchor_params, entropic_diagnostics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EntropicDiagnostics",
+    "EntropicState",
+    "anchor_params",
+    "entropic",
+    "entropic_diagnostics",
+    "entropy_adam",
+    "entropy_sgd",
+    "scoping",
+]

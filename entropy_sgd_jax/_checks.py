@@ -1,0 +1,238 @@
+"""Checks of what a user passes in, with errors that say what to do about it.
+
+Only what Python knows is checked. Traced values pass: their range is the caller's promise.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+_ADVICE = {
+    "learning_rate": "1.0 is the paper's start for entropy_sgd, 0.01 or less for entropy_adam.",
+    "momentum": "0.9 is usual; None for none.",
+    "inner_momentum": "0.9 is the paper's; None for none.",
+    "b1": "0.9 is usual.",
+    "b2": "0.999 is usual.",
+    "eps": "1e-8 is usual.",
+    "inner_steps": "5 to 20 is usual, 0 runs the base optimizer alone. It must be static: under "
+    "optax.inject_hyperparams pass static_args=('inner_steps',).",
+    "inner_learning_rate": "0.1 to 1 is usual.",
+    "scope": "1e-4 to 0.1 is usual to start with; scoping(...) lets it grow.",
+    "noise_scale": "1e-4 to 1e-3 is usual, 0 switches the noise off.",
+    "averaging": "It is the weight of the newest iterate; 0.75 is the paper's, 1 keeps the last.",
+    "noise": "gaussian is the Langevin equation's, rademacher is cheaper.",
+    "base_optimizer": "Pass for example optax.sgd(1.0).",
+    "inner_transform": "Pass a direction such as optax.trace(0.9) or optax.scale_by_adam(), "
+    "without a learning rate of its own, or None.",
+    "accumulator_dtype": "Pass for example jnp.float32, or None for at least float32.",
+    "key": "Pass for example key=0 or key=jax.random.key(0).",
+    "grads": "Pass jax.grad of a scalar loss with respect to `params`; in scan mode grads=None is "
+    "allowed too, and leaves all gradients to `grad_fn`.",
+    "grad_fn(params, batch)": "It must return the gradients alone: for (value, gradients) pass "
+    "`value_and_grad_fn` instead, and drop auxiliary outputs.",
+    "init_value": "The paper's are 1e-4 on MNIST and 0.03 on CIFAR-10.",
+    "growth_rate": "The paper's is 0.001 for each outer step.",
+    "max_value": "Parle's is 1.0; None for no ceiling.",
+}
+
+
+def number(
+    name: str, value: Any, low: float = 0, high: float = math.inf, *, open_ends: str = ""
+) -> Any:
+    """Returns `value`, as a float where Python knows it; raises ValueError out of range.
+
+    `open_ends` names the ends, of "low" and "high", that are not allowed themselves.
+    """
+    if callable(value):
+        return value
+    known = _python_float(value)
+    if known is None:
+        return value
+    inside = low <= known <= high and math.isfinite(known)
+    if not inside or ("low" in open_ends and known == low) or ("high" in open_ends and known == high):
+        left = "(" if "low" in open_ends else "["
+        right = ")" if "high" in open_ends or high == math.inf else "]"
+        raise _error(name, f"a number in {left}{low}, {high}{right} or a schedule", value)
+    return value if isinstance(value, jax.Array) else known
+
+
+def decay(name: str, value: Any) -> Any:
+    """`number` in [0, 1), or None."""
+    return None if value is None else number(name, value, high=1, open_ends="high")
+
+
+def inner_steps(value: Any) -> int:
+    """Returns `value` as an int; raises ValueError unless it is a static integer >= 0."""
+    try:
+        if isinstance(value, bool | np.bool_ | jax.Array):
+            raise TypeError
+        steps = operator.index(value)
+    except TypeError:
+        raise _error("inner_steps", "an integer >= 0", value) from None
+    if steps < 0:
+        raise _error("inner_steps", "an integer >= 0", value)
+    return steps
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """Returns `value`; raises ValueError unless it is one of `allowed`."""
+    if value not in allowed:
+        raise _error(name, " or ".join(map(repr, allowed)), value)
+    return value
+
+
+def transformation(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns `value` with extra arguments supported; raises ValueError if it is no optimizer."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        raise _error(name, "an optax.GradientTransformation", value)
+    return optax.with_extra_args_support(value)
+
+
+def accumulator_dtype(value: Any) -> Any:
+    """Returns `value` as a dtype (None stays None); raises ValueError unless it is floating."""
+    if value is None:
+        return None
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise _error("accumulator_dtype", "None or a real floating dtype", value) from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise _error("accumulator_dtype", "None or a real floating dtype", value)
+    return dtype
+
+
+def key(value: Any) -> Any:
+    """Returns `value`; raises ValueError unless it is an integer, a typed key or a legacy one."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    if is_array:
+        dtype = value.dtype
+        typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and value.ndim == 0
+        seed = jnp.issubdtype(dtype, jnp.integer) and value.ndim == 0
+        legacy = dtype == jnp.uint32 and value.shape in ((2,), (4,))
+        is_array = typed or seed or legacy
+    if not (is_integer or is_array):
+        raise _error("key", "an integer, a typed key or a legacy uint32 key", value)
+    return value
+
+
+def params(tree: Any) -> None:
+    """Raises ValueError unless `tree` is given and every leaf is real floating."""
+    if tree is None:
+        raise ValueError(
+            "`params` must be the parameters; got None. The local entropy is a function of them: "
+            "call tx.update(grads, state, params)."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"`params{jax.tree_util.keystr(path)}` must have a real floating dtype; got "
+                f"{jnp.result_type(leaf)}. Wrap the optimizer of complex parameters in "
+                "optax.contrib.split_real_and_imaginary with streaming=True; keep integers, keys "
+                "and counters out of `params`."
+            )
+
+
+def same_tree(name: str, tree: Any, like: Any) -> None:
+    """Raises ValueError unless `tree` has the structure and the shapes of `like`, the params."""
+    expected, got = jax.tree.structure(like), jax.tree.structure(tree)
+    if expected != got:
+        raise _error(name, f"a tree with the structure of `params`, {expected}", tree, shown=got)
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(tree), strict=True
+    ):
+        shape, got_shape = jnp.shape(leaf), jnp.shape(other)
+        if shape != got_shape:
+            at = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"`{at}` must have the shape of the parameter, {shape}; got {got_shape}. "
+                f"{_ADVICE[name]}"
+            )
+
+
+def gradient_function(
+    grad_fn: Any, value_and_grad_fn: Any, batches: Any, extra_args: Mapping[str, Any]
+) -> None:
+    """Raises ValueError unless exactly one of the two gradient functions is given."""
+    arrived = sorted([*extra_args, *(["batches"] if batches is not None else [])])
+    if grad_fn is None and value_and_grad_fn is None:
+        raise ValueError(
+            "`grad_fn` must be given in scan mode; got None, and the keyword arguments "
+            f"{arrived or 'none'}. Either pass tx.update(grads, state, params, grad_fn=..., "
+            "batches=...), where grad_fn(params, batch) returns gradients; or build the optimizer "
+            "with streaming=True, which takes one tx.update(grads, state, params) for each "
+            "gradient. TrainState.apply_gradients does not hand grad_fn on: call tx.update "
+            "yourself, or use streaming=True."
+        )
+    if grad_fn is not None and value_and_grad_fn is not None:
+        raise ValueError(
+            "`grad_fn` must be None where `value_and_grad_fn` is given; got both. Pass one of them."
+        )
+    name = "grad_fn" if value_and_grad_fn is None else "value_and_grad_fn"
+    function = grad_fn if value_and_grad_fn is None else value_and_grad_fn
+    if not callable(function):
+        raise ValueError(
+            f"`{name}` must be a function of (params, batch); got {function!r}. Pass for example "
+            f"jax.{name.removesuffix('_fn')}(loss)."
+        )
+
+
+def value_and_gradient(returned: Any) -> tuple[Any, Any]:
+    """Returns (value, gradients); raises ValueError unless `returned` is that."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and jnp.shape(returned[0]) == ()):
+        raise ValueError(
+            "`value_and_grad_fn(params, batch)` must be a pair of a scalar loss and the gradients; "
+            f"got {jax.tree.structure(returned)}. Pass jax.value_and_grad(loss) without auxiliary "
+            "outputs, or `grad_fn` if there is no value."
+        )
+    return returned
+
+
+def whole(tree: Any) -> None:
+    """Raises ValueError where `optax.masked` or `optax.partition` has cut holes into `tree`."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise ValueError(
+            "`params` must be the whole model in scan mode, for `grad_fn` to see; got a tree with "
+            "MaskedNode in it, from optax.masked or optax.partition. To freeze parameters, mask "
+            "after the optimizer: optax.chain(tx, optax.masked(optax.set_to_zero(), frozen)). To "
+            "give each group an optimizer of its own, use streaming=True."
+        )
+
+
+def stacked(batches: Any, calls: int, steps: int) -> None:
+    """Raises ValueError unless every leaf of `batches` has a leading axis of length `calls`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
+        shape = jnp.shape(leaf)
+        if shape[:1] != (calls,):
+            how = "`grads` is None" if calls == steps else "`grads` is the first of the gradients"
+            raise ValueError(
+                f"`batches{jax.tree_util.keystr(path)}` must have a leading axis of length {calls} "
+                f"(inner_steps={steps} and {how}); got the shape {shape}. Stack the batches along "
+                "a new leading axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)."
+            )
+
+
+def _error(name: str, allowed: str, value: Any, shown: Any = None) -> ValueError:
+    got = repr(value) if shown is None else shown
+    return ValueError(f"`{name}` must be {allowed}; got {got}. {_ADVICE[name]}")
+
+
+def _python_float(value: Any) -> float | None:
+    """`value` as a float; None if it is traced or has several elements; NaN if it is no number."""
+    if isinstance(value, str | bytes | bool):
+        return math.nan
+    try:
+        return float(value) if jnp.ndim(value) == 0 else None
+    except jax.errors.ConcretizationTypeError:
+        return None
+    except TypeError:
+        return math.nan

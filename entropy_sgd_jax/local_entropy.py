@@ -1,0 +1,372 @@
+"""The loop over Langevin steps around any base optimizer: the paper's Algorithm 1.
+
+`entropic` is the Optax wrapper. Its two drivers take the same steps: `LocalEntropy.scan` all L of
+them in one update, `LocalEntropy.stream` one in each update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+
+from entropy_sgd_jax import _checks, _collectives, diagnostics as _diagnostics, noise as _noise
+from entropy_sgd_jax.langevin import langevin_step
+from entropy_sgd_jax.state import EntropicState
+
+ScalarOrSchedule = ArrayLike | optax.Schedule
+
+
+class Chain(NamedTuple):
+    """What a Langevin step moves."""
+
+    iterate: optax.Params  # x′
+    average: optax.Params  # μ
+    inner_state: optax.OptState
+    record: _diagnostics.EntropicDiagnostics | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalEntropy:
+    """The algorithm over the arguments of `entropic`, which documents them."""
+
+    base_optimizer: optax.GradientTransformationExtraArgs
+    inner_steps: int
+    inner_learning_rate: ScalarOrSchedule
+    scope: ScalarOrSchedule
+    noise_scale: ScalarOrSchedule
+    averaging: ScalarOrSchedule
+    inner_transform: optax.GradientTransformationExtraArgs
+    reset_inner_state: bool
+    noise: str
+    scale_by_scope: bool
+    streaming: bool
+    batch_axis_name: Any
+    accumulator_dtype: Any
+    diagnostics: bool
+    key: Any
+
+    def init(self, params: optax.Params) -> EntropicState:
+        _checks.params(params)
+        iterate = self._accumulators(params, copy=True)
+        return EntropicState(
+            count=jnp.zeros((), jnp.int32),
+            rng_key=_noise.typed_key(self.key),
+            langevin_iterate=iterate,
+            langevin_average=self._accumulators(params, copy=True),
+            inner_state=self.inner_transform.init(iterate),
+            base_state=self.base_optimizer.init(params),
+            anchor=jax.tree.map(jnp.array, params) if self.streaming else None,
+            inner_count=jnp.zeros((), jnp.int32) if self.streaming else None,
+            diagnostics=self._blank_record(iterate),
+        )
+
+    def scan(
+        self,
+        grads: optax.Updates | None,
+        state: EntropicState,
+        params: optax.Params | None = None,
+        *,
+        grad_fn: Callable[..., Any] | None = None,
+        value_and_grad_fn: Callable[..., Any] | None = None,
+        batches: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, EntropicState]:
+        """One update: L Langevin steps, then the base optimizer's."""
+        calls = self.inner_steps if grads is None else self.inner_steps - 1
+        _checks.params(params)
+        if calls:
+            _checks.gradient_function(grad_fn, value_and_grad_fn, batches, extra_args)
+            _checks.whole(params)
+        _checks.stacked(batches, calls, self.inner_steps)
+
+        anchor = self._accumulators(params)
+        chain = self._start(anchor, state)
+        keys = self._step_keys(state, jnp.arange(self.inner_steps))
+        if grads is not None:  # spent as the first Langevin gradient
+            grads = self._incoming(grads, params)
+            chain = self._step(chain, anchor, state.count, 0, _first(keys), grads)
+
+        def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
+            call, key, batch = inputs
+            batch = call if batches is None else batch
+            grads, loss = self._evaluate(
+                grad_fn, value_and_grad_fn, chain.iterate, params, batch
+            )
+            step = call + (self.inner_steps - calls)
+            return self._step(chain, anchor, state.count, step, key, grads, loss), None
+
+        if calls:
+            keys = jax.tree.map(lambda rows: rows[-calls:], keys)
+            chain, _ = lax.scan(body, chain, (jnp.arange(calls), keys, batches))
+        return self._descend(chain, anchor, params, state, extra_args)
+
+    def stream(
+        self,
+        grads: optax.Updates,
+        state: EntropicState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, EntropicState]:
+        """One update: one Langevin step; after every L-th, the base optimizer's."""
+        _checks.params(params)
+        grads = self._incoming(grads, params)
+        anchor = self._accumulators(state.anchor)
+        iterate = jax.tree.map(_follow, params, state.langevin_iterate)
+        chain = Chain(iterate, state.langevin_average, state.inner_state, state.diagnostics)
+        key = _first(self._step_keys(state, state.inner_count[None]))
+        loss = extra_args.get("value")
+        chain = self._step(chain, anchor, state.count, state.inner_count, key, grads, loss)
+
+        def move_anchor() -> tuple[optax.Params, EntropicState]:
+            updates, moved = self._descend(chain, anchor, state.anchor, state, extra_args)
+            x = optax.apply_updates(state.anchor, updates)
+            restart = self._start(self._accumulators(x), moved)
+            return x, moved._replace(
+                langevin_iterate=restart.iterate,
+                langevin_average=restart.average,
+                inner_state=restart.inner_state,
+                anchor=x,
+                inner_count=jnp.zeros_like(state.inner_count),
+            )
+
+        def keep_anchor() -> tuple[optax.Params, EntropicState]:
+            return _cast_like(chain.iterate, params), state._replace(
+                langevin_iterate=chain.iterate,
+                langevin_average=chain.average,
+                inner_state=chain.inner_state,
+                inner_count=state.inner_count + 1,
+                diagnostics=chain.record,
+            )
+
+        last = state.inner_count == self.inner_steps - 1
+        new_params, state = lax.cond(last, move_anchor, keep_anchor)
+        return jax.tree.map(jnp.subtract, new_params, params), state
+
+    def base_alone(
+        self,
+        grads: optax.Updates,
+        state: EntropicState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, EntropicState]:
+        """L = 0: the base optimizer on the incoming gradient, the paper's baseline."""
+        _checks.params(params)
+        grads = self._incoming(grads, params)
+        updates, base_state = self.base_optimizer.update(
+            grads, state.base_state, params, **extra_args
+        )
+        count = optax.safe_increment(state.count)
+        return updates, state._replace(count=count, base_state=base_state)
+
+    def _start(self, anchor: optax.Params, state: EntropicState) -> Chain:
+        """x′, μ ← x."""
+        inner_state = state.inner_state
+        if self.reset_inner_state:
+            inner_state = self.inner_transform.init(anchor)
+        record = state.diagnostics
+        if record is not None:  # with a place for the gradient to come
+            record = record._replace(first_gradient=anchor)
+        return Chain(anchor, anchor, inner_state, record)
+
+    def _step(
+        self,
+        chain: Chain,
+        anchor: optax.Params,
+        count: chex.Array,
+        step: chex.Numeric,
+        key: chex.Array | None,
+        grads: optax.Updates,
+        loss: chex.Numeric | None = None,
+    ) -> Chain:
+        """One Langevin step of the whole tree, on one gradient at x′."""
+        grads = _cast_like(grads, anchor)
+        direction, inner_state = self.inner_transform.update(
+            grads, chain.inner_state, chain.iterate
+        )
+        move = functools.partial(
+            langevin_step,
+            step_size=_at(self.inner_learning_rate, count * self.inner_steps + step),
+            scope=_at(self.scope, count),
+            noise_scale=_at(self.noise_scale, count),
+            averaging=_at(self.averaging, count),
+        )
+        noise = _noise.draw(self.noise, key, anchor)
+        moved = jax.tree.map(move, chain.iterate, chain.average, direction, anchor, noise)
+        iterate, average = (jax.tree.map(lambda _, pair: pair[i], anchor, moved) for i in (0, 1))
+        record = chain.record
+        if record is not None:
+            displacement = jax.tree.map(jnp.subtract, iterate, anchor)
+            record = _diagnostics.observe_step(record, step, loss, grads, displacement)
+        return Chain(iterate, average, inner_state, record)
+
+    def _descend(
+        self,
+        chain: Chain,
+        anchor: optax.Params,
+        params: optax.Params,
+        state: EntropicState,
+        extra_args: dict[str, Any],
+    ) -> tuple[optax.Updates, EntropicState]:
+        """x ← the base optimizer's step on G = x − μ.
+
+        A step that is not finite is not taken. The test is on the updates, which have been through
+        the base optimizer's own means over devices, so that all devices decide alike.
+        """
+        scope = _at(self.scope, state.count)
+        pseudo_gradient = jax.tree.map(
+            lambda x, mean: (x - mean) * jnp.asarray(scope if self.scale_by_scope else 1, x.dtype),
+            anchor,
+            chain.average,
+        )
+        updates, base_state = self.base_optimizer.update(
+            _cast_like(pseudo_gradient, params), state.base_state, params, **extra_args
+        )
+        record = chain.record
+        if record is not None:
+            evaluations = (state.count + 1) * self.inner_steps
+            record = _diagnostics.observe_update(record, pseudo_gradient, scope, evaluations)
+            record = record if self.streaming else record._replace(first_gradient=None)
+        updates = _cast_like(updates, params)
+        finite = _diagnostics.all_finite(updates)
+        return _where(finite, updates, _zeros_like(params)), state._replace(
+            count=optax.safe_increment(state.count),
+            langevin_iterate=_where(finite, chain.iterate, anchor),
+            langevin_average=_where(finite, chain.average, anchor),
+            inner_state=_where(finite, chain.inner_state, state.inner_state),
+            base_state=_where(finite, base_state, state.base_state),
+            diagnostics=record,
+        )
+
+    def _evaluate(
+        self,
+        grad_fn: Callable[..., Any] | None,
+        value_and_grad_fn: Callable[..., Any] | None,
+        iterate: optax.Params,
+        params: optax.Params,
+        batch: Any,
+    ) -> tuple[optax.Updates, chex.Numeric | None]:
+        """The gradient at x′, in the parameters' dtype and averaged over devices; and the loss."""
+        point = _collectives.varying(_cast_like(iterate, params), self.batch_axis_name)
+        if grad_fn is not None:
+            grads, loss = grad_fn(point, batch), None
+        else:
+            loss, grads = _checks.value_and_gradient(value_and_grad_fn(point, batch))
+        _checks.same_tree("grad_fn(params, batch)", grads, params)
+        return _collectives.mean((grads, loss), self.batch_axis_name)
+
+    def _incoming(self, grads: optax.Updates, params: optax.Params) -> optax.Updates:
+        """The caller's gradient, checked and averaged over devices."""
+        _checks.same_tree("grads", grads, params)
+        return _collectives.mean(grads, self.batch_axis_name)
+
+    def _step_keys(self, state: EntropicState, steps: chex.Array) -> chex.Array | None:
+        """One key for each Langevin step; None where the noise is statically zero."""
+        if isinstance(self.noise_scale, float) and self.noise_scale == 0:
+            return None
+        return _noise.step_keys(state.rng_key, state.count, steps)
+
+    def _blank_record(self, iterate: optax.Params) -> _diagnostics.EntropicDiagnostics | None:
+        if not self.diagnostics:
+            return None
+        # Streaming has to remember a cycle's first gradient from update to update; a scan has not.
+        return _diagnostics.blank(_zeros_like(iterate) if self.streaming else None)
+
+    def _accumulators(self, params: optax.Params, copy: bool = False) -> optax.Params:
+        """`params` in the accumulator's dtype: what is asked for, else at least float32."""
+
+        def accumulator(param: chex.Array) -> chex.Array:
+            dtype = self.accumulator_dtype or jnp.promote_types(
+                jnp.result_type(param), jnp.float32
+            )
+            return jnp.array(param, dtype, copy=copy)
+
+        return jax.tree.map(accumulator, params)
+
+
+def _at(value: ScalarOrSchedule, count: chex.Numeric) -> ArrayLike:
+    return value(count) if callable(value) else value
+
+
+def _first(rows: chex.Array | None) -> chex.Array | None:
+    return None if rows is None else rows[0]
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), tree, like)
+
+
+def _zeros_like(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _where(condition: chex.Array, chosen: Any, otherwise: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)
+
+
+def _follow(param: chex.Array, iterate: chex.Array) -> chex.Array:
+    """x′ where `params` is x′, but the state may know more digits of it.
+
+    `params` rules: whatever else moves it (a projection, a restored checkpoint) moves x′. Only
+    where a narrower `param` is just `iterate` rounded does the state's x′ stand.
+    """
+    narrow, wide = jnp.finfo(jnp.result_type(param)), jnp.finfo(iterate.dtype)
+    if narrow.bits >= wide.bits:
+        return jnp.asarray(param, iterate.dtype)
+    # Spelled as reduce_precision, because XLA may drop a pair of casts.
+    rounded = lax.reduce_precision(iterate, exponent_bits=narrow.nexp, mantissa_bits=narrow.nmant)
+    widened = jnp.asarray(param, iterate.dtype)
+    return jnp.where(rounded == widened, iterate, widened)
+
+
+def entropic(
+    base_optimizer: optax.GradientTransformation,
+    *,
+    inner_steps: int = 20,
+    inner_learning_rate: ScalarOrSchedule = 0.1,
+    scope: ScalarOrSchedule = 0.03,
+    noise_scale: ScalarOrSchedule = 1e-4,
+    averaging: ScalarOrSchedule = 0.75,
+    inner_transform: optax.GradientTransformation | None = None,
+    reset_inner_state: bool = True,
+    noise: str = "gaussian",
+    scale_by_scope: bool = False,
+    streaming: bool = False,
+    batch_axis_name: Any = None,
+    accumulator_dtype: Any = None,
+    diagnostics: bool = False,
+    key: Any = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""DOC"""
+    algorithm = LocalEntropy(
+        base_optimizer=_checks.transformation("base_optimizer", base_optimizer),
+        inner_steps=_checks.inner_steps(inner_steps),
+        inner_learning_rate=_checks.number("inner_learning_rate", inner_learning_rate),
+        scope=_checks.number("scope", scope),
+        noise_scale=_checks.number("noise_scale", noise_scale),
+        averaging=_checks.number("averaging", averaging, high=1),
+        inner_transform=_checks.transformation(
+            "inner_transform", optax.identity() if inner_transform is None else inner_transform
+        ),
+        reset_inner_state=reset_inner_state,
+        noise=_checks.choice("noise", noise, tuple(_noise.SOURCES)),
+        scale_by_scope=scale_by_scope,
+        streaming=streaming and inner_steps > 0,
+        batch_axis_name=batch_axis_name,
+        accumulator_dtype=_checks.accumulator_dtype(accumulator_dtype),
+        diagnostics=diagnostics,
+        key=_checks.key(key),
+    )
+    if algorithm.inner_steps == 0:
+        update = algorithm.base_alone
+    else:
+        update = algorithm.stream if algorithm.streaming else algorithm.scan
+    return optax.GradientTransformationExtraArgs(algorithm.init, update)

@@ -1,0 +1,122 @@
+"""The state of `entropic`, and what a user may ask of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import optax
+
+from entropy_sgd_jax.diagnostics import EntropicDiagnostics
+
+
+class EntropicState(NamedTuple):
+    """State of `entropic`. Its structure, shapes and dtypes never change."""
+
+    count: chex.Array  # t, outer steps so far; shape (), int32
+    rng_key: chex.PRNGKey  # never split: the noise is a function of rng_key, t and the step
+    langevin_iterate: optax.Params  # x′, like params, in the accumulator's dtype
+    langevin_average: optax.Params  # μ, likewise
+    inner_state: optax.OptState  # of `inner_transform`
+    base_state: optax.OptState  # of `base_optimizer`
+    anchor: optax.Params | None  # x, like params; streaming only
+    inner_count: chex.Array | None  # Langevin steps since x moved; shape (), int32; streaming only
+    diagnostics: EntropicDiagnostics | None  # with `diagnostics=True`
+
+
+def anchor_params(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """Returns x, the parameters to evaluate and to save, in either mode.
+
+    In scan mode `params` is x already. In streaming mode `params` is the Langevin iterate x′, and
+    x lies in the state.
+
+    Args:
+      state: the optimizer's state; the EntropicState may be at any depth of it, and there may be
+        several, one for each group of `optax.partition`.
+      params: the parameters of the training loop. Leaves that `optax.masked` hides from the
+        optimizer are returned from here.
+
+    Returns:
+      x, with the structure, shapes and dtypes of `params`.
+
+    Raises:
+      ValueError: if there is no EntropicState in `state`.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax import entropy_sgd
+    >>> tx = optax.chain(entropy_sgd(1.0, inner_steps=5, streaming=True))
+    >>> params = {"w": jnp.ones(3)}
+    >>> state = tx.init(params)
+    >>> updates, state = tx.update({"w": jnp.ones(3)}, state, params)
+    >>> params = optax.apply_updates(params, updates)  # x′ has moved, x has not
+    >>> print(anchor_params(state, params)["w"])
+    [1. 1. 1.]
+    """
+    for found in _entropic_states(state):
+        if found.anchor is not None:
+            params = _overlay(found.anchor, params)
+    return params
+
+
+def entropic_diagnostics(state: optax.OptState) -> EntropicDiagnostics:
+    """Returns the record of the last update, wherever in `state` it is.
+
+    Args:
+      state: the optimizer's state; the EntropicState may be at any depth of it.
+
+    Returns:
+      An `EntropicDiagnostics`, of scalars.
+
+    Raises:
+      ValueError: if there is no EntropicState in `state`, if there are several (pass the part of
+        the state that you mean), or if it keeps no record.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from entropy_sgd_jax import entropy_sgd
+    >>> tx = optax.chain(entropy_sgd(1.0, inner_steps=5, noise_scale=0, diagnostics=True))
+    >>> params = jnp.array([3.0, 4.0])
+    >>> grad_fn = jax.grad(lambda params, step: 0.5 * jnp.sum(params**2))
+    >>> update = jax.jit(lambda state, params: tx.update(None, state, params, grad_fn=grad_fn))
+    >>> updates, state = update(tx.init(params), params)
+    >>> record = entropic_diagnostics(state)
+    >>> print(f"{record.alignment:.2f} {record.gradient_evaluations}")
+    1.00 5
+    """
+    found = _entropic_states(state)
+    if len(found) > 1:
+        raise ValueError(
+            f"`state` must hold one EntropicState; got {len(found)}. Pass the part that you mean, "
+            "for example `state.inner_states['group']` of `optax.partition`."
+        )
+    if found[0].diagnostics is None:
+        raise ValueError(
+            "`state` must come from an optimizer built with diagnostics=True; got diagnostics=None."
+            " Build it as entropy_sgd(..., diagnostics=True)."
+        )
+    return found[0].diagnostics
+
+
+def _entropic_states(state: optax.OptState) -> list[EntropicState]:
+    def is_entropic(node: Any) -> bool:
+        return isinstance(node, EntropicState)
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_entropic) if is_entropic(node)]
+    if not found:
+        raise ValueError(
+            "`state` must be or contain an EntropicState; got none in a "
+            f"{type(state).__name__}. Pass the state that `tx.init` returned for an optimizer "
+            "of this library."
+        )
+    return found
+
+
+def _overlay(anchor: optax.Params, params: optax.Params) -> optax.Params:
+    """The leaves of `anchor`, and of `params` where `anchor` has a MaskedNode."""
+
+    def is_hidden(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda x, param: param if is_hidden(x) else x, anchor, params, is_leaf=is_hidden
+    )

@@ -1,0 +1,48 @@
+"""Mistakes of the caller, shown as one line: what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+INSTALL = {
+    "entropy_sgd_jax": 'pip install -e ".[examples]"  (in the root of the repository)',
+    "flax": 'pip install "entropy-sgd-jax[examples]"',
+    "matplotlib": 'pip install "entropy-sgd-jax[examples]"',
+    "rich": 'pip install "entropy-sgd-jax[examples]"',
+    "sklearn": 'pip install "entropy-sgd-jax[examples]"',
+}
+
+
+class InputError(Exception):
+    """A bad argument or a bad file. The message is one line for the user."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a bad argument like any other mistake, without the usage text around it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help lists the options")
+
+
+@contextlib.contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Ends `program` with one line and exit code 2 on a mistake of the caller.
+
+    Everything else keeps its traceback: it is a mistake of ours.
+    """
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+    except ModuleNotFoundError as error:
+        if error.name not in INSTALL:
+            raise
+        message = f"the package {error.name} is not installed; run: {INSTALL[error.name]}"
+    else:
+        return
+    print(f"{program}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

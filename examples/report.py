@@ -1,0 +1,141 @@
+"""What the examples show: a bar while they train, then a table and a figure."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from errors import InputError
+from training import Budget, Measurement
+
+FIGURE_TYPES = (".png", ".pdf", ".svg")
+
+
+class Curves(NamedTuple):
+    """All measurements of one optimizer."""
+
+    name: str
+    gradient_evaluations: np.ndarray  # per seed, shape (measurements,)
+    train_loss: np.ndarray  # shape (measurements, seeds)
+    test_error: np.ndarray  # percent, shape (measurements, seeds)
+    evaluations_per_second: float  # all seeds together, median over training
+
+
+def collect(name: str, measurements: Iterable[Measurement]) -> Curves:
+    evaluations, losses, errors, rates = map(np.array, zip(*measurements, strict=True))
+    return Curves(name, evaluations, losses, errors, float(np.nanmedian(rates)))
+
+
+def progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=14),
+        TextColumn("{task.fields[loss]:>11}"),
+        TextColumn("{task.fields[rate]:>18}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+    )
+
+
+def follow(
+    progress: Progress, name: str, budget: Budget, measurements: Iterable[Measurement]
+) -> Iterator[Measurement]:
+    """Passes the measurements on, and shows each on a bar of its own optimizer."""
+    total = budget.gradient_evaluations
+    task = progress.add_task(name, total=total, loss="", rate="compiling")
+    for measurement in measurements:
+        done, rate = measurement.gradient_evaluations, measurement.evaluations_per_second
+        shown = "compiling" if math.isnan(rate) else f"{rate:,.0f} gradients/s"
+        loss = f"loss {measurement.train_loss.mean():.4f}"
+        progress.update(task, completed=done, loss=loss, rate=shown)
+        yield measurement
+
+
+def standard_error(values: np.ndarray) -> np.ndarray:
+    """Of the mean over the last axis, the seeds. One seed has none: not a number."""
+    seeds = values.shape[-1]
+    if seeds == 1:
+        return np.full(values.shape[:-1], np.nan)
+    return values.std(axis=-1, ddof=1) / math.sqrt(seeds)
+
+
+def results_table(curves: list[Curves], title: str) -> Table:
+    """The last measurement of every optimizer: not its best, which would flatter the noisiest."""
+    table = Table(title=title, caption=_caption(curves), caption_justify="left")
+    table.add_column("optimizer")
+    table.add_column("test error, %", justify="right")
+    table.add_column("training loss", justify="right")
+    table.add_column("gradient evaluations/s", justify="right")
+    for curve in curves:
+        table.add_row(
+            curve.name,
+            _mean_and_spread(curve.test_error[-1], ".2f"),
+            _mean_and_spread(curve.train_loss[-1], ".2e"),
+            f"{curve.evaluations_per_second:,.0f}",
+        )
+    return table
+
+
+def _caption(curves: list[Curves]) -> str:
+    seeds = curves[0].test_error.shape[-1]
+    spread = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed, no spread"
+    return (
+        f"At the end of training, {spread}. Gradient evaluations/s: all seeds together, "
+        "without compilation and measuring."
+    )
+
+
+def _mean_and_spread(values: np.ndarray, digits: str) -> str:
+    mean, error = values.mean(), standard_error(values)
+    return f"{mean:{digits}}" if np.isnan(error) else f"{mean:{digits}} ± {error:{digits}}"
+
+
+def save_figure(curves: list[Curves], title: str, path: pathlib.Path) -> None:
+    """Training loss and test error against gradient evaluations, with bands over the seeds."""
+    figure, (loss_axes, error_axes) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for curve in curves:
+        _draw(loss_axes, curve, curve.train_loss)
+        _draw(error_axes, curve, curve.test_error)
+    loss_axes.set(ylabel="training loss (mean cross-entropy, nats)", yscale="log")
+    error_axes.set(ylabel="test error (%)", yscale="log")
+    error_axes.yaxis.set_major_formatter("{x:g}")
+    error_axes.yaxis.set_minor_formatter("{x:g}")
+    for axes in (loss_axes, error_axes):
+        axes.set(xlabel="gradient evaluations per seed", xlim=(0, None))
+        axes.grid(which="both", alpha=0.25)
+    loss_axes.legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw(axes: plt.Axes, curve: Curves, values: np.ndarray) -> None:
+    """A line for the mean over the seeds and a band of one standard error around it."""
+    mean, error = values.mean(axis=-1), standard_error(values)
+    # A method and its entropic form share a colour; the entropic one is solid.
+    colour = "tab:blue" if curve.name.endswith("SGD") else "tab:orange"
+    style = "-" if curve.name.startswith("Entropy") else "--"
+    axes.plot(curve.gradient_evaluations, mean, style, color=colour, label=curve.name)
+    axes.fill_between(
+        curve.gradient_evaluations, mean - error, mean + error, color=colour, alpha=0.2, lw=0
+    )
+
+
+def figure_path(text: str) -> pathlib.Path:
+    """The path to write the figure to, checked before an hour of training is spent."""
+    path = pathlib.Path(text)
+    if path.suffix not in FIGURE_TYPES:
+        raise InputError(f"--out {text}: the name must end in one of {', '.join(FIGURE_TYPES)}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--out {text}: cannot write there; name a file in an existing folder")
+    return path
