@@ -1,8 +1,7 @@
 """Entropy-SGD for JAX: Optax optimizers that seek wide valleys."""
 
 from entropy_sgd_jax.diagnostics import EntropicDiagnostics
-from entropy_sgd_jax.local_entropy import entropic
-from entropy_sgd_jax.optimizers import entropy_adam, entropy_sgd
+from entropy_sgd_jax.optimizers import entropic, entropy_adam, entropy_sgd
 from entropy_sgd_jax.schedules import scoping
 from entropy_sgd_jax.state import EntropicState, anchor_params, entropic_diagnostics
 

@@ -38,6 +38,8 @@ _ADVICE = {
     "allowed too, and leaves all gradients to `grad_fn`.",
     "grad_fn(params, batch)": "It must return the gradients alone: for (value, gradients) pass "
     "`value_and_grad_fn` instead, and drop auxiliary outputs.",
+    "value_and_grad_fn(params, batch)": "It must return the scalar loss and the gradients, without "
+    "auxiliary outputs.",
     "init_value": "The paper's are 1e-4 on MNIST and 0.03 on CIFAR-10.",
     "growth_rate": "The paper's is 0.001 for each outer step.",
     "max_value": "Parle's is 1.0; None for no ceiling.",
@@ -45,28 +47,28 @@ _ADVICE = {
 
 
 def number(
-    name: str, value: Any, low: float = 0, high: float = math.inf, *, open_ends: str = ""
+    name: str, value: Any, low: float = 0, high: float = math.inf, *, open_end: str = ""
 ) -> Any:
     """Returns `value`, as a float where Python knows it; raises ValueError out of range.
 
-    `open_ends` names the ends, of "low" and "high", that are not allowed themselves.
+    `open_end` names the end, "low" or "high", that is not allowed itself.
     """
     if callable(value):
         return value
     known = _python_float(value)
     if known is None:
         return value
-    inside = low <= known <= high and math.isfinite(known)
-    if not inside or ("low" in open_ends and known == low) or ("high" in open_ends and known == high):
-        left = "(" if "low" in open_ends else "["
-        right = ")" if "high" in open_ends or high == math.inf else "]"
+    excluded = {"low": (low,), "high": (high,), "": ()}[open_end]
+    if not low <= known <= high or known in (*excluded, math.inf):
+        left = "(" if open_end == "low" else "["
+        right = ")" if open_end == "high" or high == math.inf else "]"
         raise _error(name, f"a number in {left}{low}, {high}{right} or a schedule", value)
     return value if isinstance(value, jax.Array) else known
 
 
 def decay(name: str, value: Any) -> Any:
     """`number` in [0, 1), or None."""
-    return None if value is None else number(name, value, high=1, open_ends="high")
+    return None if value is None else number(name, value, high=1, open_end="high")
 
 
 def inner_steps(value: Any) -> int:
@@ -82,7 +84,7 @@ def inner_steps(value: Any) -> int:
     return steps
 
 
-def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     """Returns `value`; raises ValueError unless it is one of `allowed`."""
     if value not in allowed:
         raise _error(name, " or ".join(map(repr, allowed)), value)
@@ -143,7 +145,8 @@ def params(tree: Any) -> None:
 
 def same_tree(name: str, tree: Any, like: Any) -> None:
     """Raises ValueError unless `tree` has the structure and the shapes of `like`, the params."""
-    expected, got = jax.tree.structure(like), jax.tree.structure(tree)
+    expected: Any = jax.tree.structure(like)
+    got: Any = jax.tree.structure(tree)
     if expected != got:
         raise _error(name, f"a tree with the structure of `params`, {expected}", tree, shown=got)
     for (path, leaf), other in zip(
@@ -160,8 +163,11 @@ def same_tree(name: str, tree: Any, like: Any) -> None:
 
 def gradient_function(
     grad_fn: Any, value_and_grad_fn: Any, batches: Any, extra_args: Mapping[str, Any]
-) -> None:
-    """Raises ValueError unless exactly one of the two gradient functions is given."""
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Returns whichever is given as a function to (loss or None, gradients).
+
+    Raises ValueError unless exactly one is given; the function does where it returns anything else.
+    """
     arrived = sorted([*extra_args, *(["batches"] if batches is not None else [])])
     if grad_fn is None and value_and_grad_fn is None:
         raise ValueError(
@@ -184,16 +190,13 @@ def gradient_function(
             f"jax.{name.removesuffix('_fn')}(loss)."
         )
 
+    def evaluate(point: Any, batch: Any) -> tuple[Any, Any]:
+        returned = function(point, batch)
+        loss, grads = (None, returned) if grad_fn is not None else _pair(returned)
+        same_tree(f"{name}(params, batch)", grads, point)
+        return loss, grads
 
-def value_and_gradient(returned: Any) -> tuple[Any, Any]:
-    """Returns (value, gradients); raises ValueError unless `returned` is that."""
-    if not (isinstance(returned, tuple) and len(returned) == 2 and jnp.shape(returned[0]) == ()):
-        raise ValueError(
-            "`value_and_grad_fn(params, batch)` must be a pair of a scalar loss and the gradients; "
-            f"got {jax.tree.structure(returned)}. Pass jax.value_and_grad(loss) without auxiliary "
-            "outputs, or `grad_fn` if there is no value."
-        )
-    return returned
+    return evaluate
 
 
 def whole(tree: Any) -> None:
@@ -221,8 +224,20 @@ def stacked(batches: Any, calls: int, steps: int) -> None:
             )
 
 
+def _pair(returned: Any) -> tuple[Any, Any]:
+    """What `value_and_grad_fn` returned; raises ValueError unless it is a scalar and a tree."""
+    is_pair = isinstance(returned, tuple) and len(returned) == 2
+    if not is_pair or not jax.tree_util.all_leaves(returned[:1]) or jnp.shape(returned[0]):
+        raise ValueError(
+            "`value_and_grad_fn(params, batch)` must be a pair of a scalar loss and the gradients; "
+            f"got {jax.tree.structure(returned)}. Pass jax.value_and_grad(loss) without auxiliary "
+            "outputs, or `grad_fn` if there is no value."
+        )
+    return returned[0], returned[1]
+
+
 def _error(name: str, allowed: str, value: Any, shown: Any = None) -> ValueError:
-    got = repr(value) if shown is None else shown
+    got = repr(value) if shown is None else str(shown)
     return ValueError(f"`{name}` must be {allowed}; got {got}. {_ADVICE[name]}")
 
 

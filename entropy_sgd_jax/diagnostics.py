@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from entropy_sgd_jax import _trees
 
 
 class EntropicDiagnostics(NamedTuple):
@@ -57,12 +59,12 @@ def observe_step(
         value = jnp.asarray(value, jnp.float32)
         return jnp.where(first, value, so_far + (value - so_far) / (step + 1))
 
-    finite = all_finite(gradient)
+    finite = _trees.all_finite(gradient)
     nonfinite_so_far = jnp.where(first, 0, record.nonfinite_gradients)
     return record._replace(
         inner_loss=mean(record.inner_loss, jnp.nan if loss is None else loss),
-        inner_gradient_norm=mean(record.inner_gradient_norm, _norm(gradient)),
-        langevin_distance=mean(record.langevin_distance, _norm(displacement)),
+        inner_gradient_norm=mean(record.inner_gradient_norm, _trees.norm(gradient)),
+        langevin_distance=mean(record.langevin_distance, _trees.norm(displacement)),
         nonfinite_gradients=nonfinite_so_far + jnp.where(finite, 0, 1).astype(jnp.int32),
         first_gradient=jax.tree.map(
             lambda new, kept: jnp.where(first, new, kept), gradient, record.first_gradient
@@ -77,9 +79,9 @@ def observe_update(
     gradient_evaluations: chex.Numeric,
 ) -> EntropicDiagnostics:
     """Takes in the end of the loop, where x − μ is known."""
-    norm = _norm(pseudo_gradient)
-    norms = norm * _norm(record.first_gradient)
-    inner_product = _inner_product(pseudo_gradient, record.first_gradient)
+    norm = _trees.norm(pseudo_gradient)
+    norms = norm * _trees.norm(record.first_gradient)
+    inner_product = _trees.inner_product(pseudo_gradient, record.first_gradient)
     alignment = jnp.where(norms > 0, inner_product / jnp.where(norms > 0, norms, 1), 0)
     return record._replace(
         pseudo_gradient_norm=jnp.asarray(norm, jnp.float32),
@@ -87,17 +89,3 @@ def observe_update(
         scope=jnp.asarray(scope, jnp.float32),
         gradient_evaluations=jnp.asarray(gradient_evaluations, jnp.int32),
     )
-
-
-def all_finite(tree: Any) -> chex.Array:
-    """Whether no leaf has a NaN or Inf in it; shape (), bool."""
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.array(finite)) if finite else jnp.array(True)
-
-
-def _inner_product(a: Any, b: Any) -> chex.Numeric:
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.zeros(()))
-
-
-def _norm(tree: Any) -> chex.Numeric:
-    return jnp.sqrt(_inner_product(tree, tree))

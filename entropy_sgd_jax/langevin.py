@@ -26,7 +26,7 @@ def langevin_step(
     r"""Moves x′ by one Langevin step, and μ towards it.
 
     .. math::
-      x' &\leftarrow x' - \eta' \left(d + \gamma (x' - x)\right) + \sqrt{\eta'}\, \varepsilon\, \xi \\
+      x' &\leftarrow x' - \eta' (d + \gamma (x' - x)) + \sqrt{\eta'}\, \varepsilon\, \xi \\
       \mu &\leftarrow (1 - \alpha)\, \mu + \alpha\, x'
 
     With d = ∇f(x′), ε = √2 and a small η′, x′ samples exp(−f(x′) − γ/2 ‖x′ − x‖²); the paper's

@@ -1,7 +1,7 @@
 """The loop over Langevin steps around any base optimizer: the paper's Algorithm 1.
 
-`entropic` is the Optax wrapper. Its two drivers take the same steps: `LocalEntropy.scan` all L of
-them in one update, `LocalEntropy.stream` one in each update.
+Two drivers take the same steps: `LocalEntropy.scan` all L of them in one update,
+`LocalEntropy.stream` one in each update.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -18,11 +18,13 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _checks, _collectives, diagnostics as _diagnostics, noise as _noise
+from entropy_sgd_jax import _checks, _collectives, _trees
+from entropy_sgd_jax import diagnostics as _diagnostics
+from entropy_sgd_jax import noise as _noise
 from entropy_sgd_jax.langevin import langevin_step
 from entropy_sgd_jax.state import EntropicState
 
-ScalarOrSchedule = ArrayLike | optax.Schedule
+ScalarOrSchedule: TypeAlias = ArrayLike | Callable[[chex.Numeric], chex.Numeric]
 
 
 class Chain(NamedTuple):
@@ -55,6 +57,7 @@ class LocalEntropy:
     key: Any
 
     def init(self, params: optax.Params) -> EntropicState:
+        """The state before the first update; copies `params`, which may then be donated."""
         _checks.params(params)
         iterate = self._accumulators(params, copy=True)
         return EntropicState(
@@ -83,9 +86,6 @@ class LocalEntropy:
         """One update: L Langevin steps, then the base optimizer's."""
         calls = self.inner_steps if grads is None else self.inner_steps - 1
         _checks.params(params)
-        if calls:
-            _checks.gradient_function(grad_fn, value_and_grad_fn, batches, extra_args)
-            _checks.whole(params)
         _checks.stacked(batches, calls, self.inner_steps)
 
         anchor = self._accumulators(params)
@@ -95,16 +95,21 @@ class LocalEntropy:
             grads = self._incoming(grads, params)
             chain = self._step(chain, anchor, state.count, 0, _first(keys), grads)
 
-        def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
-            call, key, batch = inputs
-            batch = call if batches is None else batch
-            grads, loss = self._evaluate(
-                grad_fn, value_and_grad_fn, chain.iterate, params, batch
-            )
-            step = call + (self.inner_steps - calls)
-            return self._step(chain, anchor, state.count, step, key, grads, loss), None
-
         if calls:
+            _checks.whole(params)
+            evaluate = _checks.gradient_function(grad_fn, value_and_grad_fn, batches, extra_args)
+
+            def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
+                call, key, batch = inputs
+                point = _collectives.varying(
+                    _trees.cast_like(chain.iterate, params), self.batch_axis_name
+                )
+                loss, grads = _collectives.mean(
+                    evaluate(point, call if batches is None else batch), self.batch_axis_name
+                )
+                step = call + (self.inner_steps - calls)
+                return self._step(chain, anchor, state.count, step, key, grads, loss), None
+
             keys = jax.tree.map(lambda rows: rows[-calls:], keys)
             chain, _ = lax.scan(body, chain, (jnp.arange(calls), keys, batches))
         return self._descend(chain, anchor, params, state, extra_args)
@@ -120,7 +125,7 @@ class LocalEntropy:
         _checks.params(params)
         grads = self._incoming(grads, params)
         anchor = self._accumulators(state.anchor)
-        iterate = jax.tree.map(_follow, params, state.langevin_iterate)
+        iterate = jax.tree.map(_trees.follow, params, state.langevin_iterate)
         chain = Chain(iterate, state.langevin_average, state.inner_state, state.diagnostics)
         key = _first(self._step_keys(state, state.inner_count[None]))
         loss = extra_args.get("value")
@@ -129,17 +134,11 @@ class LocalEntropy:
         def move_anchor() -> tuple[optax.Params, EntropicState]:
             updates, moved = self._descend(chain, anchor, state.anchor, state, extra_args)
             x = optax.apply_updates(state.anchor, updates)
-            restart = self._start(self._accumulators(x), moved)
-            return x, moved._replace(
-                langevin_iterate=restart.iterate,
-                langevin_average=restart.average,
-                inner_state=restart.inner_state,
-                anchor=x,
-                inner_count=jnp.zeros_like(state.inner_count),
-            )
+            moved = moved._replace(anchor=x, inner_count=jnp.zeros_like(state.inner_count))
+            return x, self._restart(self._accumulators(x), moved)
 
         def keep_anchor() -> tuple[optax.Params, EntropicState]:
-            return _cast_like(chain.iterate, params), state._replace(
+            return _trees.cast_like(chain.iterate, params), state._replace(
                 langevin_iterate=chain.iterate,
                 langevin_average=chain.average,
                 inner_state=chain.inner_state,
@@ -188,7 +187,7 @@ class LocalEntropy:
         loss: chex.Numeric | None = None,
     ) -> Chain:
         """One Langevin step of the whole tree, on one gradient at x′."""
-        grads = _cast_like(grads, anchor)
+        grads = _trees.cast_like(grads, anchor)
         direction, inner_state = self.inner_transform.update(
             grads, chain.inner_state, chain.iterate
         )
@@ -201,7 +200,8 @@ class LocalEntropy:
         )
         noise = _noise.draw(self.noise, key, anchor)
         moved = jax.tree.map(move, chain.iterate, chain.average, direction, anchor, noise)
-        iterate, average = (jax.tree.map(lambda _, pair: pair[i], anchor, moved) for i in (0, 1))
+        iterate = jax.tree.map(lambda _, pair: pair[0], anchor, moved)
+        average = jax.tree.map(lambda _, pair: pair[1], anchor, moved)
         record = chain.record
         if record is not None:
             displacement = jax.tree.map(jnp.subtract, iterate, anchor)
@@ -228,40 +228,35 @@ class LocalEntropy:
             chain.average,
         )
         updates, base_state = self.base_optimizer.update(
-            _cast_like(pseudo_gradient, params), state.base_state, params, **extra_args
+            _trees.cast_like(pseudo_gradient, params), state.base_state, params, **extra_args
         )
         record = chain.record
         if record is not None:
             evaluations = (state.count + 1) * self.inner_steps
             record = _diagnostics.observe_update(record, pseudo_gradient, scope, evaluations)
             record = record if self.streaming else record._replace(first_gradient=None)
-        updates = _cast_like(updates, params)
-        finite = _diagnostics.all_finite(updates)
-        return _where(finite, updates, _zeros_like(params)), state._replace(
-            count=optax.safe_increment(state.count),
-            langevin_iterate=_where(finite, chain.iterate, anchor),
-            langevin_average=_where(finite, chain.average, anchor),
-            inner_state=_where(finite, chain.inner_state, state.inner_state),
-            base_state=_where(finite, base_state, state.base_state),
-            diagnostics=record,
+        updates = _trees.cast_like(updates, params)
+        moved = state._replace(
+            langevin_iterate=chain.iterate,
+            langevin_average=chain.average,
+            inner_state=chain.inner_state,
+            base_state=base_state,
         )
+        updates, state = _trees.where(
+            _trees.all_finite(updates),
+            (updates, moved),
+            (_trees.zeros_like(updates), self._restart(anchor, state)),
+        )
+        return updates, state._replace(count=optax.safe_increment(state.count), diagnostics=record)
 
-    def _evaluate(
-        self,
-        grad_fn: Callable[..., Any] | None,
-        value_and_grad_fn: Callable[..., Any] | None,
-        iterate: optax.Params,
-        params: optax.Params,
-        batch: Any,
-    ) -> tuple[optax.Updates, chex.Numeric | None]:
-        """The gradient at x′, in the parameters' dtype and averaged over devices; and the loss."""
-        point = _collectives.varying(_cast_like(iterate, params), self.batch_axis_name)
-        if grad_fn is not None:
-            grads, loss = grad_fn(point, batch), None
-        else:
-            loss, grads = _checks.value_and_gradient(value_and_grad_fn(point, batch))
-        _checks.same_tree("grad_fn(params, batch)", grads, params)
-        return _collectives.mean((grads, loss), self.batch_axis_name)
+    def _restart(self, anchor: optax.Params, state: EntropicState) -> EntropicState:
+        """`state` as a chain leaves it that goes nowhere."""
+        chain = self._start(anchor, state)
+        return state._replace(
+            langevin_iterate=chain.iterate,
+            langevin_average=chain.average,
+            inner_state=chain.inner_state,
+        )
 
     def _incoming(self, grads: optax.Updates, params: optax.Params) -> optax.Updates:
         """The caller's gradient, checked and averaged over devices."""
@@ -278,15 +273,13 @@ class LocalEntropy:
         if not self.diagnostics:
             return None
         # Streaming has to remember a cycle's first gradient from update to update; a scan has not.
-        return _diagnostics.blank(_zeros_like(iterate) if self.streaming else None)
+        return _diagnostics.blank(_trees.zeros_like(iterate) if self.streaming else None)
 
     def _accumulators(self, params: optax.Params, copy: bool = False) -> optax.Params:
         """`params` in the accumulator's dtype: what is asked for, else at least float32."""
 
         def accumulator(param: chex.Array) -> chex.Array:
-            dtype = self.accumulator_dtype or jnp.promote_types(
-                jnp.result_type(param), jnp.float32
-            )
+            dtype = self.accumulator_dtype or jnp.promote_types(jnp.result_type(param), jnp.float32)
             return jnp.array(param, dtype, copy=copy)
 
         return jax.tree.map(accumulator, params)
@@ -298,75 +291,3 @@ def _at(value: ScalarOrSchedule, count: chex.Numeric) -> ArrayLike:
 
 def _first(rows: chex.Array | None) -> chex.Array | None:
     return None if rows is None else rows[0]
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), tree, like)
-
-
-def _zeros_like(tree: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def _where(condition: chex.Array, chosen: Any, otherwise: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)
-
-
-def _follow(param: chex.Array, iterate: chex.Array) -> chex.Array:
-    """x′ where `params` is x′, but the state may know more digits of it.
-
-    `params` rules: whatever else moves it (a projection, a restored checkpoint) moves x′. Only
-    where a narrower `param` is just `iterate` rounded does the state's x′ stand.
-    """
-    narrow, wide = jnp.finfo(jnp.result_type(param)), jnp.finfo(iterate.dtype)
-    if narrow.bits >= wide.bits:
-        return jnp.asarray(param, iterate.dtype)
-    # Spelled as reduce_precision, because XLA may drop a pair of casts.
-    rounded = lax.reduce_precision(iterate, exponent_bits=narrow.nexp, mantissa_bits=narrow.nmant)
-    widened = jnp.asarray(param, iterate.dtype)
-    return jnp.where(rounded == widened, iterate, widened)
-
-
-def entropic(
-    base_optimizer: optax.GradientTransformation,
-    *,
-    inner_steps: int = 20,
-    inner_learning_rate: ScalarOrSchedule = 0.1,
-    scope: ScalarOrSchedule = 0.03,
-    noise_scale: ScalarOrSchedule = 1e-4,
-    averaging: ScalarOrSchedule = 0.75,
-    inner_transform: optax.GradientTransformation | None = None,
-    reset_inner_state: bool = True,
-    noise: str = "gaussian",
-    scale_by_scope: bool = False,
-    streaming: bool = False,
-    batch_axis_name: Any = None,
-    accumulator_dtype: Any = None,
-    diagnostics: bool = False,
-    key: Any = 0,
-) -> optax.GradientTransformationExtraArgs:
-    r"""DOC"""
-    algorithm = LocalEntropy(
-        base_optimizer=_checks.transformation("base_optimizer", base_optimizer),
-        inner_steps=_checks.inner_steps(inner_steps),
-        inner_learning_rate=_checks.number("inner_learning_rate", inner_learning_rate),
-        scope=_checks.number("scope", scope),
-        noise_scale=_checks.number("noise_scale", noise_scale),
-        averaging=_checks.number("averaging", averaging, high=1),
-        inner_transform=_checks.transformation(
-            "inner_transform", optax.identity() if inner_transform is None else inner_transform
-        ),
-        reset_inner_state=reset_inner_state,
-        noise=_checks.choice("noise", noise, tuple(_noise.SOURCES)),
-        scale_by_scope=scale_by_scope,
-        streaming=streaming and inner_steps > 0,
-        batch_axis_name=batch_axis_name,
-        accumulator_dtype=_checks.accumulator_dtype(accumulator_dtype),
-        diagnostics=diagnostics,
-        key=_checks.key(key),
-    )
-    if algorithm.inner_steps == 0:
-        update = algorithm.base_alone
-    else:
-        update = algorithm.stream if algorithm.streaming else algorithm.scan
-    return optax.GradientTransformationExtraArgs(algorithm.init, update)

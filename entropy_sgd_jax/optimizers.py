@@ -1,4 +1,4 @@
-"""The optimizers of the paper: one expression each over `entropic`."""
+"""The optimizers: `entropic` around any base, and the paper's two as one expression each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,170 @@ from typing import Any
 import optax
 
 from entropy_sgd_jax import _checks
-from entropy_sgd_jax.local_entropy import ScalarOrSchedule, entropic
+from entropy_sgd_jax import noise as noise_lib
+from entropy_sgd_jax.local_entropy import LocalEntropy, ScalarOrSchedule
+
+
+def entropic(
+    base_optimizer: optax.GradientTransformation,
+    *,
+    inner_steps: int = 20,
+    inner_learning_rate: ScalarOrSchedule = 0.1,
+    scope: ScalarOrSchedule = 0.03,
+    noise_scale: ScalarOrSchedule = 1e-4,
+    averaging: ScalarOrSchedule = 0.75,
+    inner_transform: optax.GradientTransformation | None = None,
+    reset_inner_state: bool = True,
+    noise: str = "gaussian",
+    scale_by_scope: bool = False,
+    streaming: bool = False,
+    batch_axis_name: Any = None,
+    accumulator_dtype: Any = None,
+    diagnostics: bool = False,
+    key: Any = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes any base optimizer descend the local entropy instead of the loss.
+
+    The local entropy F(x; γ) = log ∫ exp(−f(x′) − γ/2 ‖x − x′‖²) dx′ is large where a *wide*
+    region of low loss f surrounds x. Its gradient is −γ (x − ⟨x′⟩); the mean ⟨x′⟩ is estimated by
+    L steps of stochastic gradient Langevin dynamics, and the base optimizer is given x minus that
+    mean where it would be given the gradient.
+
+    .. math::
+      & x', \mu \leftarrow x \
+      & \text{repeat } L \text{ times, each on a fresh mini-batch:} \
+      & \quad d \leftarrow D(\nabla f(x')) \
+      & \quad x' \leftarrow x' - \eta' (d + \gamma (x' - x)) + \sqrt{\eta'}\, \varepsilon\, \xi \
+      & \quad \mu \leftarrow (1 - \alpha)\, \mu + \alpha\, x' \
+      & x \leftarrow \text{base optimizer's step on } G = x - \mu
+
+    ===========  ===========================  =======================================
+    paper        argument                     state
+    ===========  ===========================  =======================================
+    L            ``inner_steps``
+    η′           ``inner_learning_rate``
+    γ            ``scope``, see ``scoping``
+    ε            ``noise_scale``
+    α            ``averaging``
+    D            ``inner_transform``          ``inner_state``
+    x′, μ        ..                           ``langevin_iterate``, ``langevin_average``
+    x            ..                           ``params``; ``anchor`` in streaming mode
+    ===========  ===========================  =======================================
+
+    **Scan mode** (the default) runs all L gradients in one ``jax.lax.scan`` inside ``update``::
+
+      updates, state = tx.update(grads, state, params, grad_fn=grad_fn, batches=batches)
+
+    ``grads`` is the gradient at ``params`` and is spent as the first Langevin gradient, so that
+    ``grad_fn(params, batch)`` runs L − 1 times; with ``grads=None`` it runs L times. The leaves of
+    ``batches`` have that number as leading axis. Without ``batches``, the second argument of
+    ``grad_fn`` is the number of the call, from 0. ``value_and_grad_fn`` may stand in for
+    ``grad_fn``. ``params`` stays x: evaluate it, save it.
+
+    **Streaming mode** (``streaming=True``) takes one Langevin step in each
+    ``tx.update(grads, state, params)`` and moves x in every L-th: a drop-in for any training loop.
+    ``params`` is then x′, and ``anchor_params(state, params)`` gives x. Both modes trace the same
+    trajectory, noise included.
+
+    Cost of one update: L gradient evaluations, as many as L steps of plain SGD. Memory: x′ and μ
+    in the accumulator's dtype, with those two carried through the scan beside x and the state of
+    ``inner_transform``; in streaming mode x besides. Nothing grows with L but ``batches``.
+
+    Always call ``update`` under ``jax.jit``: outside, every call compiles the scan anew.
+
+    An update that is not finite is not taken: ``updates`` are zero, ``base_state`` and
+    ``inner_state`` stay, and the count goes on. To survive a bad gradient inside the loop, without
+    giving up the other L − 1, put ``optax.apply_if_finite`` or ``optax.zero_nans`` into
+    ``inner_transform``.
+
+    Transformations chained *before* this one see only ``grads``; clipping, weight decay and
+    masking of all L gradients belong into ``inner_transform`` (or use streaming mode).
+
+    Args:
+      base_optimizer: takes the outer step; its learning rate, schedules and state count outer
+        steps. ``optax.sgd(1.0)`` is the paper's start: it sets x to μ.
+      inner_steps: L, Langevin steps per update; a static int of at least 0, 5 to 20 in the paper.
+        0 runs the base optimizer alone on ``grads``.
+      inner_learning_rate: η′, the Langevin step size; 0.1 to 1 in the paper. A schedule is called
+        with the number of gradient evaluations so far, all others with that of outer steps.
+      scope: γ, the pull towards x, at least 0; a lower scope looks at wider valleys.
+      noise_scale: ε, the thermal noise, at least 0; each step adds √η′·ε standard deviations. The
+        Python number 0 leaves the noise out of the program.
+      averaging: α, in [0, 1], the weight of the *newest* x′ in μ; 1 keeps the last x′.
+      inner_transform: D, an Optax transformation of the inner gradients to a direction: momentum,
+        clipping, weight decay, preconditioning, without a learning rate of its own. Its ``params``
+        are x′. None for the gradients as they are.
+      reset_inner_state: whether each update starts ``inner_transform`` afresh, as the paper's code
+        does, or goes on with its state, as the authors' later code does, which trains faster.
+      noise: "gaussian", or "rademacher": ±1, cheaper, and enough for the weak order of the scheme.
+      scale_by_scope: whether G = γ (x − μ), as the paper prints it, instead of x − μ, as its
+        experiments ran.
+      streaming: the mode, see above.
+      batch_axis_name: inside ``pmap`` or ``shard_map``, the axis over which to average all
+        gradients. Under ``jit`` with shardings nothing is needed. All devices draw the same noise.
+      accumulator_dtype: dtype of x′, μ and the noise; None for the parameters', at least float32.
+      diagnostics: whether to keep a record of each update, see ``entropic_diagnostics``.
+      key: seed of the noise: an int, a typed key or a legacy uint32 key.
+
+      ``inner_learning_rate``, ``scope``, ``noise_scale`` and ``averaging`` may each be a number, a
+      traced scalar or an Optax schedule.
+
+    Returns:
+      A transformation whose state is an ``EntropicState``. Updates have the parameters' structure,
+      shapes and dtypes. Unknown keyword arguments of ``update`` go to ``base_optimizer``.
+
+    Raises:
+      ValueError: here for an argument out of its range; in ``update`` for a missing ``grad_fn`` or
+        ``params``, batches of another length, gradients of another structure.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from entropy_sgd_jax import entropic
+    >>> tx = entropic(optax.adam(0.3), inner_steps=10)
+    >>> grad_fn = jax.grad(lambda params, batch: jnp.mean((params - batch) ** 2))
+    >>> @jax.jit
+    ... def step(params, state, batches):  # batches: ten of them, stacked
+    ...     updates, state = tx.update(None, state, params, grad_fn=grad_fn, batches=batches)
+    ...     return optax.apply_updates(params, updates), state
+    >>> params = jnp.zeros(())
+    >>> state = tx.init(params)
+    >>> for _ in range(100):
+    ...     params, state = step(params, state, jnp.tile(jnp.array([2.0, 4.0]), 5))
+    >>> print(f"{params:.1f}")
+    3.1
+
+    References:
+      Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017,
+      https://arxiv.org/abs/1611.01838. Departures: G = x − μ by default, as in section 4.3 there;
+      the incoming gradient is spent as the first of the L. The authors' code differs from their
+      paper; README's table says which arguments reproduce it.
+
+      Pittorino et al., "Entropic gradient descent algorithms and wide flat minima", ICLR 2021,
+      https://arxiv.org/abs/2006.07897, for the name.
+    """
+    algorithm = LocalEntropy(
+        base_optimizer=_checks.transformation("base_optimizer", base_optimizer),
+        inner_steps=_checks.inner_steps(inner_steps),
+        inner_learning_rate=_checks.number("inner_learning_rate", inner_learning_rate),
+        scope=_checks.number("scope", scope),
+        noise_scale=_checks.number("noise_scale", noise_scale),
+        averaging=_checks.number("averaging", averaging, high=1),
+        inner_transform=_checks.transformation(
+            "inner_transform", optax.identity() if inner_transform is None else inner_transform
+        ),
+        reset_inner_state=reset_inner_state,
+        noise=_checks.choice("noise", noise, tuple(noise_lib.SOURCES)),
+        scale_by_scope=scale_by_scope,
+        streaming=streaming and inner_steps > 0,
+        batch_axis_name=batch_axis_name,
+        accumulator_dtype=_checks.accumulator_dtype(accumulator_dtype),
+        diagnostics=diagnostics,
+        key=_checks.key(key),
+    )
+    if algorithm.inner_steps == 0:
+        update = algorithm.base_alone
+    else:
+        update = algorithm.stream if algorithm.streaming else algorithm.scan
+    return optax.GradientTransformationExtraArgs(algorithm.init, update)
 
 
 def entropy_sgd(
@@ -32,7 +195,46 @@ def entropy_sgd(
     diagnostics: bool = False,
     key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""DOC"""
+    r"""Entropy-SGD: stochastic gradient descent on the local entropy.
+
+    The paper's algorithm: L Langevin steps with Nesterov momentum around x, then one step of SGD
+    on G = x − μ. It is ``entropic(optax.sgd(learning_rate, momentum, nesterov),
+    inner_transform=optax.trace(inner_momentum, inner_nesterov), ...)``, and nothing else: see
+    ``entropic`` for the update, its two modes, its cost and all the other arguments.
+
+    Args:
+      learning_rate: η, the outer step: a number, a traced scalar or a schedule of the outer steps.
+        1.0 is the paper's start, which sets x to μ; lower it by steps or to zero.
+      momentum: of the outer steps, in [0, 1); None for none.
+      nesterov: whether that momentum is Nesterov's.
+      inner_momentum: of the Langevin steps, in [0, 1), on the gradients alone: pull and noise are
+        added after it. None for none. A given ``inner_transform`` takes its place.
+      inner_nesterov: whether that momentum is Nesterov's.
+
+    Returns:
+      A transformation whose state is an ``EntropicState``.
+
+    Raises:
+      ValueError: for an argument out of its range; and as ``entropic`` does.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from entropy_sgd_jax import anchor_params, entropy_sgd
+    >>> tx = entropy_sgd(1.0, inner_steps=5, streaming=True)
+    >>> @jax.jit
+    ... def step(params, state):
+    ...     updates, state = tx.update(jax.grad(lambda w: jnp.sum(w**2))(params), state, params)
+    ...     return optax.apply_updates(params, updates), state
+    >>> params = jnp.ones(3)
+    >>> state = tx.init(params)
+    >>> for _ in range(50):
+    ...     params, state = step(params, state)
+    >>> print(f"{jnp.abs(anchor_params(state, params)).max():.2f}")
+    0.00
+
+    References:
+      Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017,
+      https://arxiv.org/abs/1611.01838
+    """
     learning_rate = _checks.number("learning_rate", learning_rate)
     momentum = _checks.decay("momentum", momentum)
     return entropic(
@@ -77,7 +279,49 @@ def entropy_adam(
     diagnostics: bool = False,
     key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""DOC"""
+    r"""Entropy-Adam: Adam on the local entropy.
+
+    The paper's optimizer for recurrent networks: L Langevin steps with Nesterov momentum around x,
+    then one step of Adam on G = x − μ. It is ``entropic(optax.adam(learning_rate, b1, b2, eps),
+    inner_transform=optax.trace(inner_momentum, inner_nesterov), ...)``, and nothing else: see
+    ``entropic`` for the update, its two modes, its cost and all the other arguments.
+
+    Args:
+      learning_rate: η, the outer step: a number, a traced scalar or a schedule of the outer steps;
+        0.01 in the paper.
+      b1: decay of Adam's mean, in [0, 1); 0.5 in the paper.
+      b2: decay of Adam's second moment, in [0, 1).
+      eps: added to the root of the second moment, at least 0.
+      inner_momentum: of the Langevin steps, in [0, 1), on the gradients alone: pull and noise are
+        added after it. None for none. A given ``inner_transform`` takes its place.
+      inner_nesterov: whether that momentum is Nesterov's.
+
+    Returns:
+      A transformation whose state is an ``EntropicState``.
+
+    Raises:
+      ValueError: for an argument out of its range; and as ``entropic`` does.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from entropy_sgd_jax import entropy_adam
+    >>> tx = entropy_adam(0.1, inner_steps=5)
+    >>> grad_fn = jax.grad(lambda params, call: jnp.sum(params**2))
+    >>> @jax.jit
+    ... def step(params, state):
+    ...     updates, state = tx.update(None, state, params, grad_fn=grad_fn)
+    ...     return optax.apply_updates(params, updates), state
+    >>> params = jnp.ones(3)
+    >>> state = tx.init(params)
+    >>> for _ in range(200):
+    ...     params, state = step(params, state)
+    >>> print(f"{jnp.abs(params).max():.1f}")
+    0.0
+
+    References:
+      Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017,
+      https://arxiv.org/abs/1611.01838, section 4.3.
+      Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015.
+    """
     learning_rate = _checks.number("learning_rate", learning_rate)
     b1, b2 = _checks.decay("b1", b1), _checks.decay("b2", b2)
     return entropic(

@@ -43,13 +43,13 @@ def scoping(
       section 4.3.
     """
     init_value = _checks.number("init_value", init_value)
-    growth_rate = _checks.number("growth_rate", growth_rate, low=-1, open_ends="low")
+    growth_rate = _checks.number("growth_rate", growth_rate, low=-1, open_end="low")
     if max_value is not None:
         max_value = _checks.number("max_value", max_value)
 
     # log1p keeps the digits of a small growth rate, which 1 + growth_rate would round away.
-    static = isinstance(growth_rate, float)
-    log_growth = math.log1p(growth_rate) if static else jnp.log1p(growth_rate)
+    is_known = isinstance(growth_rate, float)
+    log_growth = (math if is_known else jnp).log1p(growth_rate)
 
     def schedule(count: ArrayLike) -> ArrayLike:
         value = init_value * jnp.exp(count * log_growth)

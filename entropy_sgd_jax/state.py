@@ -20,8 +20,8 @@ class EntropicState(NamedTuple):
     langevin_average: optax.Params  # μ, likewise
     inner_state: optax.OptState  # of `inner_transform`
     base_state: optax.OptState  # of `base_optimizer`
-    anchor: optax.Params | None  # x, like params; streaming only
-    inner_count: chex.Array | None  # Langevin steps since x moved; shape (), int32; streaming only
+    anchor: Any  # x, like params; None in scan mode
+    inner_count: Any  # Langevin steps since x moved; shape (), int32; None in scan mode
     diagnostics: EntropicDiagnostics | None  # with `diagnostics=True`
 
 

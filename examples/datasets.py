@@ -10,7 +10,6 @@ import zlib
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-
 from errors import InputError
 
 UNSIGNED_BYTE = 0x08  # the IDX code of the one data type that MNIST uses

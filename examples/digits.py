@@ -5,13 +5,14 @@
 
 The first trains on scikit-learn's 8×8 digits in about a minute on two CPU cores, the second on
 MNIST. To use the library in your own loop, compare `optax_round` with `entropy_round`, then
-`sgd` with `entropic_sgd`.
+`sgd` with `entropic`.
 """
 
 from __future__ import annotations
 
 import argparse
-import pathlib
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,13 +21,13 @@ from errors import InputError, OneLineParser, one_line_errors
 with one_line_errors("digits.py"):
     import jax
     import optax
-    from flax import nnx
-    from rich.console import Console
-
     import report
     from datasets import Dataset, load_digits, load_mnist
+    from flax import nnx
+    from rich.console import Console
+    from training import Budget, Contestant, Model, make_budget
+
     from entropy_sgd_jax import entropy_adam, entropy_sgd
-    from training import Budget, Contestant, Model, make_budget, train
 
 INNER_STEPS = 20  # L: gradient evaluations per update of Entropy-SGD and Entropy-Adam
 
@@ -58,18 +59,22 @@ def entropy_round(optimizer: Any, grad_fn: Any, params: Any, state: Any, batches
 
 def sgd(budget: Budget, learning_rate: float, momentum: float) -> Contestant:
     schedule = optax.cosine_decay_schedule(learning_rate, budget.gradient_evaluations)
-    return Contestant("SGD", optax.sgd(schedule, momentum, nesterov=True), optax_round)
+    return Contestant(optax.sgd(schedule, momentum, nesterov=True), optax_round)
 
 
 def adam(budget: Budget, learning_rate: float, b1: float) -> Contestant:
     schedule = optax.cosine_decay_schedule(learning_rate, budget.gradient_evaluations)
-    return Contestant("Adam", optax.adam(schedule, b1), optax_round)
+    return Contestant(optax.adam(schedule, b1), optax_round)
 
 
-def entropic_sgd(
-    budget: Budget, learning_rate: float, inner_learning_rate: float, scope: float
+def entropic(
+    make_optimizer: Callable[..., optax.GradientTransformationExtraArgs],
+    budget: Budget,
+    learning_rate: float,
+    inner_learning_rate: float,
+    scope: float,
 ) -> Contestant:
-    optimizer = entropy_sgd(
+    optimizer = make_optimizer(
         # The outer schedule counts updates, the inner one gradient evaluations.
         learning_rate=optax.cosine_decay_schedule(learning_rate, budget.rounds),
         inner_learning_rate=optax.cosine_decay_schedule(
@@ -79,29 +84,14 @@ def entropic_sgd(
         scope=scope,
         reset_inner_state=False,  # keeps the inner momentum between updates: trains faster
     )
-    return Contestant("Entropy-SGD", optimizer, entropy_round)
-
-
-def entropic_adam(
-    budget: Budget, learning_rate: float, inner_learning_rate: float, scope: float
-) -> Contestant:
-    optimizer = entropy_adam(
-        learning_rate=optax.cosine_decay_schedule(learning_rate, budget.rounds),
-        inner_learning_rate=optax.cosine_decay_schedule(
-            inner_learning_rate, budget.gradient_evaluations
-        ),
-        inner_steps=budget.inner_steps,
-        scope=scope,
-        reset_inner_state=False,
-    )
-    return Contestant("Entropy-Adam", optimizer, entropy_round)
+    return Contestant(optimizer, entropy_round)
 
 
 OPTIMIZERS: dict[str, Callable[..., Contestant]] = {
-    "SGD": sgd,
+    "Nesterov SGD": sgd,
     "Adam": adam,
-    "Entropy-SGD": entropic_sgd,
-    "Entropy-Adam": entropic_adam,
+    "Entropy-SGD": functools.partial(entropic, entropy_sgd),
+    "Entropy-Adam": functools.partial(entropic, entropy_adam),
 }
 
 
@@ -121,7 +111,7 @@ SETTINGS = {
         batch_size=64,
         effective_epochs=100,
         arguments={
-            "SGD": {"learning_rate": 0.1, "momentum": 0.9},
+            "Nesterov SGD": {"learning_rate": 0.1, "momentum": 0.9},
             "Adam": {"learning_rate": 1e-3, "b1": 0.9},
             "Entropy-SGD": {"learning_rate": 1.0, "inner_learning_rate": 0.1, "scope": 0.03},
             "Entropy-Adam": {"learning_rate": 1e-2, "inner_learning_rate": 0.1, "scope": 0.03},
@@ -130,9 +120,9 @@ SETTINGS = {
     "mnist": Settings(
         hidden=(256, 256),
         batch_size=128,
-        effective_epochs=20,
+        effective_epochs=10,
         arguments={
-            "SGD": {"learning_rate": 0.1, "momentum": 0.9},
+            "Nesterov SGD": {"learning_rate": 0.1, "momentum": 0.9},
             "Adam": {"learning_rate": 1e-3, "b1": 0.9},
             "Entropy-SGD": {"learning_rate": 1.0, "inner_learning_rate": 0.1, "scope": 0.03},
             "Entropy-Adam": {"learning_rate": 1e-2, "inner_learning_rate": 0.1, "scope": 0.03},
@@ -141,31 +131,26 @@ SETTINGS = {
 }
 
 
-class Network(nnx.Module):
+def make_network(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
     """Fully connected layers with ReLU between them."""
-
-    def __init__(self, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
-        pairs = zip(widths, widths[1:], strict=False)
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        hidden = images.reshape(len(images), -1)
-        for layer in self.layers[:-1]:
-            hidden = nnx.relu(layer(hidden))
-        return self.layers[-1](hidden)
+    layers: list[Any] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nnx.Linear(inputs, outputs, rngs=rngs), nnx.relu]
+    return nnx.Sequential(*layers[:-1])
 
 
 def make_model(widths: tuple[int, ...]) -> Model:
-    """The network as pure functions: an optimizer sees the parameters alone."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Network(widths, rngs=nnx.Rngs(0))))
-    return Model(
-        init=lambda key: nnx.state(Network(widths, rngs=nnx.Rngs(key))),
-        logits=lambda params, images: nnx.merge(graphdef, params)(images),
-    )
+    """The network as pure functions of its parameters, which are all that an optimizer sees."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_network(widths, nnx.Rngs(0))))
+
+    def logits(params: Any, images: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params)(images.reshape(len(images), -1))
+
+    return Model(init=lambda key: nnx.state(make_network(widths, nnx.Rngs(key))), logits=logits)
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(prog="digits.py", description=__doc__.splitlines()[0])
+def parse_arguments(program: str = "digits.py") -> argparse.Namespace:
+    parser = OneLineParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", choices=SETTINGS, default="digits")
     parser.add_argument("--data-dir", help="folder of the four MNIST files, plain or .gz")
     parser.add_argument("--seeds", type=positive, default=5, help="trained together (default 5)")
@@ -173,11 +158,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--effective-epochs",
         type=positive,
         help="gradient evaluations, times batch size, over training images; "
-        "the same for all four (default 100 for digits, 20 for mnist)",
+        "the same for all four (default 100 for digits, 10 for mnist)",
     )
     parser.add_argument("--batch-size", type=positive, help="default 64 for digits, 128 for mnist")
     parser.add_argument("--out", help="the figure (default digits.png or mnist.png)")
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def positive(text: str) -> int:
@@ -208,15 +193,14 @@ def main() -> None:
     )
     model = make_model((dataset.train_images[0].size, *settings.hidden, 10))
 
-    curves = []
-    with report.progress_bar(console := Console()) as progress:
-        for name, make_contestant in OPTIMIZERS.items():
-            contestant = make_contestant(budget, **settings.arguments[name])
-            measurements = train(contestant, model, dataset, budget, options.seeds)
-            shown = report.follow(progress, name, budget, measurements)
-            curves.append(report.collect(name, shown))
+    contestants = {
+        name: make_contestant(budget, **settings.arguments[name])
+        for name, make_contestant in OPTIMIZERS.items()
+    }
 
-    title = f"{options.dataset}: {budget.gradient_evaluations:,} gradient evaluations each"
+    console = Console()
+    curves = report.train_all(contestants, model, dataset, budget, options.seeds, console)
+    title = f"{options.dataset}, {budget.gradient_evaluations:,} gradient evaluations per seed"
     console.print(report.results_table(curves, title))
     report.save_figure(curves, title, figure)
     console.print(f"Curves: {figure}", soft_wrap=True)

@@ -25,6 +25,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Reports a bad argument like any other mistake, without the usage text around it."""
 
     def error(self, message: str) -> NoReturn:
+        """Called by argparse with what is wrong."""
         raise InputError(f"{message}; --help lists the options")
 
 
@@ -39,9 +40,10 @@ def one_line_errors(program: str) -> Iterator[None]:
     except InputError as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        if error.name not in INSTALL:
+        package = (error.name or "").partition(".")[0]
+        if package not in INSTALL:
             raise
-        message = f"the package {error.name} is not installed; run: {INSTALL[error.name]}"
+        message = f"the package {package} is not installed; run: {INSTALL[package]}"
     else:
         return
     print(f"{program}: error: {message}", file=sys.stderr)

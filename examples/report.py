@@ -8,14 +8,15 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
+from datasets import Dataset
+from errors import InputError
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-from errors import InputError
-from training import Budget, Measurement
+from training import Budget, Contestant, Measurement, Model, train
 
 FIGURE_TYPES = (".png", ".pdf", ".svg")
 
@@ -30,7 +31,30 @@ class Curves(NamedTuple):
     evaluations_per_second: float  # all seeds together, median over training
 
 
+def train_all(
+    contestants: dict[str, Contestant],
+    model: Model,
+    dataset: Dataset,
+    budget: Budget,
+    seeds: int,
+    console: Console,
+) -> list[Curves]:
+    """Trains all contestants under a progress bar each."""
+    with progress_bar(console) as progress:
+        trainings = [
+            follow(progress, name, budget, train(contestant, model, dataset, budget, seeds))
+            for name, contestant in contestants.items()
+        ]
+        # One segment of each in turn, so that a busy machine slows all of them alike.
+        in_turn = list(zip(*trainings, strict=True))
+    return [
+        collect(name, measurements)
+        for name, measurements in zip(contestants, zip(*in_turn, strict=True), strict=True)
+    ]
+
+
 def collect(name: str, measurements: Iterable[Measurement]) -> Curves:
+    """The median ignores the measurement before training, whose rate is not a number."""
     evaluations, losses, errors, rates = map(np.array, zip(*measurements, strict=True))
     return Curves(name, evaluations, losses, errors, float(np.nanmedian(rates)))
 
@@ -50,7 +74,7 @@ def progress_bar(console: Console) -> Progress:
 def follow(
     progress: Progress, name: str, budget: Budget, measurements: Iterable[Measurement]
 ) -> Iterator[Measurement]:
-    """Passes the measurements on, and shows each on a bar of its own optimizer."""
+    """Passes the measurements on, and shows each on a bar."""
     total = budget.gradient_evaluations
     task = progress.add_task(name, total=total, loss="", rate="compiling")
     for measurement in measurements:
@@ -87,12 +111,15 @@ def results_table(curves: list[Curves], title: str) -> Table:
 
 
 def _caption(curves: list[Curves]) -> str:
-    seeds = curves[0].test_error.shape[-1]
-    spread = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed, no spread"
     return (
-        f"At the end of training, {spread}. Gradient evaluations/s: all seeds together, "
+        f"At the end of training: {_spread(curves)}. Gradient evaluations/s: all seeds together, "
         "without compilation and measuring."
     )
+
+
+def _spread(curves: list[Curves]) -> str:
+    seeds = curves[0].test_error.shape[-1]
+    return f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed, no spread"
 
 
 def _mean_and_spread(values: np.ndarray, digits: str) -> str:
@@ -102,7 +129,8 @@ def _mean_and_spread(values: np.ndarray, digits: str) -> str:
 
 def save_figure(curves: list[Curves], title: str, path: pathlib.Path) -> None:
     """Training loss and test error against gradient evaluations, with bands over the seeds."""
-    figure, (loss_axes, error_axes) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    loss_axes, error_axes = figure.subplots(1, 2)
     for curve in curves:
         _draw(loss_axes, curve, curve.train_loss)
         _draw(error_axes, curve, curve.test_error)
@@ -114,12 +142,11 @@ def save_figure(curves: list[Curves], title: str, path: pathlib.Path) -> None:
         axes.set(xlabel="gradient evaluations per seed", xlim=(0, None))
         axes.grid(which="both", alpha=0.25)
     loss_axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}: {_spread(curves)}")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def _draw(axes: plt.Axes, curve: Curves, values: np.ndarray) -> None:
+def _draw(axes: Axes, curve: Curves, values: np.ndarray) -> None:
     """A line for the mean over the seeds and a band of one standard error around it."""
     mean, error = values.mean(axis=-1), standard_error(values)
     # A method and its entropic form share a colour; the entropic one is solid.

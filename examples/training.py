@@ -8,6 +8,7 @@ parameters and see the same batches.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-
 from datasets import Dataset
+from errors import InputError
+from jax import lax
 
 MEASUREMENTS = 40  # at most so many points on a curve
 LOSS_EXAMPLES = 10_000  # the training loss is taken on at most the first so many images
@@ -31,7 +32,6 @@ Batch = tuple[jax.Array, jax.Array]  # images and labels
 class Contestant(NamedTuple):
     """An optimizer, and how it spends one round of mini-batches."""
 
-    name: str
     optimizer: optax.GradientTransformationExtraArgs
     # (optimizer, grad_fn, params, state, batches) -> (params, state)
     take_round: Callable[..., tuple[Params, optax.OptState]]
@@ -60,6 +60,7 @@ class Budget(NamedTuple):
 
     @property
     def gradient_evaluations(self) -> int:
+        """In all, per seed."""
         return self.rounds * self.inner_steps
 
     @property
@@ -78,10 +79,10 @@ class Measurement(NamedTuple):
     evaluations_per_second: float  # since the last measurement, all seeds together
 
 
-def make_budget(
-    effective_epochs: int, examples: int, batch_size: int, inner_steps: int
-) -> Budget:
-    """Whole rounds nearest to `effective_epochs`, each of examples / batch_size evaluations."""
+def make_budget(effective_epochs: int, examples: int, batch_size: int, inner_steps: int) -> Budget:
+    """The whole rounds nearest to `effective_epochs`, each of examples / batch_size evaluations."""
+    if batch_size > examples:
+        raise InputError(f"--batch-size {batch_size} is above the {examples:,} training images")
     rounds = round(effective_epochs * examples / (batch_size * inner_steps))
     return Budget(max(rounds, 1), inner_steps, batch_size)
 
@@ -91,65 +92,92 @@ def train(
 ) -> Iterator[Measurement]:
     """Trains one network per seed, and yields a measurement before training and per segment."""
     data = jax.device_put(dataset)
-    seed_keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    carry = jax.jit(jax.vmap(lambda key: _start(contestant, model, key)))(seed_keys)
-    advance = _compile_segment(contestant, model, budget, carry, seed_keys, data)
-    measure = jax.jit(jax.vmap(lambda carry, data: _measure(model, carry[0], data), (0, None)))
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    params, state = start(contestant.optimizer, model, keys)
+    order = draw_segment(keys, 0, budget, len(dataset.train_labels))
+    advance = _compile_segment(contestant, model, params, state, order, data)
 
-    done, rate = 0, math.nan
-    yield Measurement(done, *jax.device_get(measure(carry, data)), rate)
+    done = 0
+    yield Measurement(done, *jax.device_get(_measure(model, params, data)), math.nan)
     for index, rounds in enumerate(budget.segments):
         began = time.perf_counter()
-        carry = jax.block_until_ready(advance(carry, seed_keys, index, rounds, data))
+        order = draw_segment(keys, index, budget, len(dataset.train_labels))
+        params, state = jax.block_until_ready(advance(params, state, order, rounds, data))
         seconds = time.perf_counter() - began
         done += rounds * budget.inner_steps
         rate = seeds * rounds * budget.inner_steps / seconds
-        yield Measurement(done, *jax.device_get(measure(carry, data)), rate)
+        yield Measurement(done, *jax.device_get(_measure(model, params, data)), rate)
 
 
-def _start(contestant: Contestant, model: Model, key: jax.Array) -> tuple[Params, optax.OptState]:
-    params_key, noise_key = jax.random.split(jax.random.fold_in(key, 0))
-    params = model.init(params_key)
-    state = contestant.optimizer.init(params)
-    # Under vmap every seed would start from the optimizer's one key: give each its own noise.
+def start(
+    optimizer: optax.GradientTransformation, model: Model, keys: jax.Array
+) -> tuple[Params, optax.OptState]:
+    """Parameters and optimizer state of every seed; the same parameters for every optimizer."""
+    params = _initial_params(model, keys)
+    state = jax.jit(jax.vmap(optimizer.init))(params)
+    # Under vmap every seed starts from the optimizer's one key: give each its own noise.
     if optax.tree.get(state, "rng_key") is not None:
-        state = optax.tree.set(state, rng_key=noise_key)
+        state = optax.tree.set(
+            state, rng_key=jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+        )
     return params, state
 
 
 def _compile_segment(
-    contestant: Contestant, model: Model, budget: Budget, carry: Any, keys: jax.Array, data: Dataset
-) -> Callable[..., Any]:
+    contestant: Contestant,
+    model: Model,
+    params: Params,
+    state: optax.OptState,
+    order: jax.Array,
+    data: Dataset,
+) -> Callable[..., tuple[Params, optax.OptState]]:
     """Compiles ahead, so that no measured time holds compilation."""
-    longest = budget.segments[0]
+    grad_fn = jax.grad(model.loss)
 
-    def advance(carry: Any, key: jax.Array, index: Any, rounds: Any, data: Dataset) -> Any:
-        batch_key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
-        images = data.train_images
-        order = shuffled_batches(
-            batch_key, longest * budget.inner_steps, budget.batch_size, len(images)
-        ).reshape(longest, budget.inner_steps, budget.batch_size)
+    def advance(
+        params: Params, state: optax.OptState, order: jax.Array, rounds: Any, data: Dataset
+    ) -> tuple[Params, optax.OptState]:
+        def one_round(index: jax.Array, carry: tuple[Params, optax.OptState]) -> Any:
+            batches = data.train_images[order[index]], data.train_labels[order[index]]
+            return contestant.take_round(contestant.optimizer, grad_fn, *carry, batches)
 
-        def one_round(i: jax.Array, carry: Any) -> Any:
-            batches = images[order[i]], data.train_labels[order[i]]
-            return contestant.take_round(
-                contestant.optimizer, jax.grad(model.loss), *carry, batches
-            )
+        return lax.fori_loop(0, rounds, one_round, (params, state))
 
-        return lax.fori_loop(0, rounds, one_round, carry)
-
-    advance_seeds = jax.jit(jax.vmap(advance, (0, 0, None, None, None)), donate_argnums=0)
-    return advance_seeds.lower(carry, keys, 0, longest, data).compile()
+    advance_seeds = jax.jit(jax.vmap(advance, (0, 0, 0, None, None)), donate_argnums=(0, 1))
+    return advance_seeds.lower(params, state, order, 0, data).compile()
 
 
-def shuffled_batches(key: jax.Array, count: int, batch_size: int, examples: int) -> jax.Array:
-    """Indices of `count` mini-batches from shuffled passes over the data, one after another."""
-    passes = math.ceil(count * batch_size / examples)
-    order = jax.vmap(lambda key: jax.random.permutation(key, examples))(jax.random.split(key, passes))
-    return order.reshape(-1)[: count * batch_size].reshape(count, batch_size)
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_params(model: Model, keys: jax.Array) -> Params:
+    return jax.vmap(lambda key: model.init(jax.random.fold_in(key, 1)))(keys)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def draw_segment(keys: jax.Array, index: Any, budget: Budget, examples: int) -> jax.Array:
+    """Indices into the training set, of shape (seeds, rounds, inner_steps, batch_size)."""
+    rounds = budget.segments[0]
+
+    def draw_seed(key: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(key, 2), index)
+        order = shuffled_passes(key, rounds * budget.inner_steps * budget.batch_size, examples)
+        return order.reshape(rounds, budget.inner_steps, budget.batch_size)
+
+    return jax.vmap(draw_seed)(keys)
+
+
+def shuffled_passes(key: jax.Array, count: int, examples: int) -> jax.Array:
+    """The first `count` indices of shuffled passes over the examples, one after another."""
+    keys = jax.random.split(key, math.ceil(count / examples))
+    return jax.vmap(lambda key: jax.random.permutation(key, examples))(keys).reshape(-1)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _measure(model: Model, params: Params, data: Dataset) -> tuple[jax.Array, jax.Array]:
+    """Training loss and test error in percent, each of shape (seeds,)."""
     known = data.train_images[:LOSS_EXAMPLES], data.train_labels[:LOSS_EXAMPLES]
-    guesses = model.logits(params, data.test_images).argmax(-1)
-    return model.loss(params, known), 100 * (guesses != data.test_labels).mean()
+
+    def measure_seed(params: Params) -> tuple[jax.Array, jax.Array]:
+        wrong = model.logits(params, data.test_images).argmax(-1) != data.test_labels
+        return model.loss(params, known), 100 * wrong.mean()
+
+    return jax.vmap(measure_seed)(params)

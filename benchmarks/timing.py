@@ -1,0 +1,128 @@
+"""Fair timing: every program in turn in one process, in a new order each round, medians of pairs."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.progress
+
+
+class Program(NamedTuple):
+    """Something to time: each call evaluates `gradients` gradients and waits for the last."""
+
+    name: str
+    call: Callable[[], None]
+    gradients: int
+    trace_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    temporary_bytes: int = 0
+
+
+class Measurement(NamedTuple):
+    """Microseconds per gradient, and the ratio to the first program, round by round."""
+
+    name: str
+    median: float
+    low: float  # 10th percentile
+    high: float  # 90th percentile
+    ratio: float  # median of the paired ratios
+    ratio_low: float  # quartiles of the paired ratios
+    ratio_high: float
+    rounds: int
+    trace_seconds: float
+    compile_seconds: float
+    temporary_bytes: int
+
+
+def compile_program(
+    name: str, function: Callable[..., Any], carry: Any, inputs: Any, gradients: int
+) -> Program:
+    """Compiles `carry = function(*carry, inputs)`, whose carry is donated from call to call."""
+    arguments = tuple(range(len(carry)))
+    start = time.perf_counter()
+    lowered = jax.jit(function, donate_argnums=arguments).lower(*carry, inputs)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    done = time.perf_counter()
+    holder = [carry]
+
+    def call() -> None:
+        holder[0] = jax.block_until_ready(compiled(*holder[0], inputs))
+
+    memory = compiled.memory_analysis()
+    temporary = getattr(memory, "temp_size_in_bytes", 0)
+    return Program(name, call, gradients, traced - start, done - traced, temporary)
+
+
+def interleave(programs: Sequence[Program], seconds: float, label: str = "") -> list[Measurement]:
+    """Times all programs in turn for about `seconds`; ratios are to the first of them."""
+    for program in programs:
+        program.call()
+    start = time.perf_counter()
+    for program in programs:
+        program.call()
+    rounds = max(7, round(seconds / (time.perf_counter() - start)))
+    times = np.empty((rounds, len(programs)))
+    order = np.random.default_rng(0)
+    for row in rich.progress.track(times, description=label or "timing", transient=True):
+        for index in order.permutation(len(programs)):
+            start = time.perf_counter()
+            programs[index].call()
+            row[index] = (time.perf_counter() - start) / programs[index].gradients * 1e6
+    return [_summary(program, times[:, i], times[:, 0]) for i, program in enumerate(programs)]
+
+
+def _summary(program: Program, times: np.ndarray, reference: np.ndarray) -> Measurement:
+    ratios = times / reference
+    return Measurement(
+        name=program.name,
+        median=float(np.median(times)),
+        low=float(np.quantile(times, 0.1)),
+        high=float(np.quantile(times, 0.9)),
+        ratio=float(np.median(ratios)),
+        ratio_low=float(np.quantile(ratios, 0.25)),
+        ratio_high=float(np.quantile(ratios, 0.75)),
+        rounds=len(times),
+        trace_seconds=program.trace_seconds,
+        compile_seconds=program.compile_seconds,
+        temporary_bytes=program.temporary_bytes,
+    )
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that a result belongs to."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "backend": device.platform,
+        "processor": _processor(),
+        "cores": len(jax.devices()) if device.platform != "cpu" else _cores(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "entropy-sgd-jax")},
+    }
+
+
+def median(values: Sequence[float]) -> float:
+    """The median, as a plain float."""
+    return float(statistics.median(values))
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,279 @@
+"""The examples' accounting, report and command line."""
+
+import collections
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import report
+import training
+from datasets import Dataset
+from errors import one_line_errors
+
+SCRIPT = pathlib.Path(digits.__file__)
+
+
+# 41 rounds make 20 segments of two rounds and a last one of one.
+BUDGET = training.Budget(rounds=41, inner_steps=4, batch_size=5)
+SEEDS = 3
+
+
+class Run(NamedTuple):
+    """A short training, and the batches on which a gradient was evaluated, by shape."""
+
+    measurements: list[training.Measurement]
+    batches_seen: collections.Counter
+
+
+def small_dataset() -> Dataset:
+    """Two classes that a linear model tells apart."""
+    labels = np.arange(60, dtype=np.int32) % 2
+    noise = np.random.default_rng(0).normal(size=(60, 2, 2))
+    images = (noise + 4 * labels[:, None, None] - 2).astype(np.float32)
+    return Dataset(images[:50], labels[:50], images[50:], labels[50:])
+
+
+def linear_model() -> training.Model:
+    return training.Model(
+        init=lambda key: {"weights": 0.01 * jax.random.normal(key, (4, 2))},
+        logits=lambda params, images: images.reshape(len(images), -1) @ params["weights"],
+    )
+
+
+def make_contestant(name: str) -> training.Contestant:
+    return digits.OPTIMIZERS[name](BUDGET, **digits.SETTINGS["digits"].arguments[name])
+
+
+def run(name: str) -> Run:
+    contestant, seen = make_contestant(name), collections.Counter()
+
+    def take_counted_round(optimizer, grad_fn, params, state, batches):
+        def counted(params, batch):
+            jax.debug.callback(lambda images: seen.update([images.shape]), batch[0])
+            return grad_fn(params, batch)
+
+        return contestant.take_round(optimizer, counted, params, state, batches)
+
+    counted = contestant._replace(take_round=take_counted_round)
+    measurements = list(training.train(counted, linear_model(), small_dataset(), BUDGET, SEEDS))
+    jax.effects_barrier()
+    return Run(measurements, seen)
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    return {name: run(name) for name in digits.OPTIMIZERS}
+
+
+@pytest.mark.parametrize("name", digits.OPTIMIZERS)
+def test_every_optimizer_evaluates_exactly_its_budget_of_gradients(runs, name):
+    measurements, batches_seen = runs[name]
+    assert batches_seen == {(5, 2, 2): SEEDS * 41 * 4}
+    expected = [*range(0, 41 * 4, 2 * 4), 41 * 4]
+    assert [measurement.gradient_evaluations for measurement in measurements] == expected
+    assert BUDGET.gradient_evaluations == 41 * 4
+
+
+@pytest.mark.parametrize("name", digits.OPTIMIZERS)
+def test_training_lowers_the_loss_of_every_seed(runs, name):
+    first, *_, last = runs[name].measurements
+    assert (last.train_loss < 0.7 * first.train_loss).all()
+    assert last.test_error.mean() < first.test_error.mean()
+
+
+def test_optimizers_start_from_the_same_parameters_and_seeds_from_different_ones(runs):
+    losses = [run.measurements[0].train_loss for run in runs.values()]
+    for loss in losses:
+        np.testing.assert_array_equal(loss, losses[0])
+    assert len(set(losses[0].tolist())) == SEEDS
+
+
+def test_a_run_can_be_repeated(runs):
+    again = run("Entropy-SGD").measurements[-1]
+    np.testing.assert_array_equal(again.train_loss, runs["Entropy-SGD"].measurements[-1].train_loss)
+
+
+def test_each_seed_has_noise_of_its_own():
+    keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
+    _, state = training.start(make_contestant("Entropy-SGD").optimizer, linear_model(), keys)
+    assert len(np.unique(jax.random.key_data(state.rng_key), axis=0)) == SEEDS
+
+
+def test_batches_pass_through_all_images_before_any_comes_again():
+    order = np.asarray(training.shuffled_passes(jax.random.key(0), count=28, examples=12))
+    assert order.shape == (28,)
+    for begin in (0, 12):
+        np.testing.assert_array_equal(np.sort(order[begin : begin + 12]), np.arange(12))
+    assert (order[:12] != order[12:24]).any()
+
+
+def test_seeds_and_segments_see_batches_of_their_own():
+    keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
+    orders = [training.draw_segment(keys, index, BUDGET, 50) for index in range(2)]
+    assert orders[0].shape == (SEEDS, 2, 4, 5)
+    drawn = {np.asarray(seed).tobytes() for order in orders for seed in order}
+    assert len(drawn) == 2 * SEEDS
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rounds"),
+    [(1, 1), (100, 100), (3, 3)],
+)
+def test_effective_epochs_count_gradient_evaluations(epochs, rounds):
+    # 1280 images in batches of 64 are 20 gradient evaluations, one round.
+    assert training.make_budget(epochs, 1280, 64, 20).rounds == rounds
+    # Of 60,000 in batches of 128 they are 468.75: 23.4 rounds.
+    assert training.make_budget(epochs, 60_000, 128, 20).rounds == round(23.4375 * epochs)
+
+
+def test_segments_add_up_and_are_few():
+    for rounds in (1, 39, 40, 41, 100, 469):
+        segments = training.Budget(rounds, 20, 64).segments
+        assert sum(segments) == rounds
+        assert len(segments) <= training.MEASUREMENTS
+        assert max(segments) == segments[0]
+
+
+def example_curves(seeds: int) -> list[report.Curves]:
+    """The best test error stands in the middle, the last is 4 % on average."""
+    error = np.linspace(3, 5, seeds) if seeds > 1 else np.array([4.0])
+    return [
+        report.Curves(
+            name,
+            np.array([0, 10, 20]),
+            np.stack([error, error / 10, error / 100]),
+            np.stack([20 * error, error / 4, error]),
+            1234.0,
+        )
+        for name in digits.OPTIMIZERS
+    ]
+
+
+def render(table) -> str:
+    console = report.Console(width=80)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_table_shows_the_last_measurement_with_its_standard_error():
+    text = render(report.results_table(example_curves(5), "a title"))
+    # 3, 3.5, 4, 4.5, 5: standard deviation sqrt(0.625), standard error sqrt(0.125).
+    rows = re.findall(r"│ (\S.*?) +│ +4\.00 ± 0\.35 │ 4\.00e-02 ± 3\.54e-03 │ +1,234 │", text)
+    assert rows == list(digits.OPTIMIZERS)
+    assert "standard error" in text
+
+
+def test_table_of_one_seed_claims_no_spread():
+    text = render(report.results_table(example_curves(1), "a title"))
+    assert len(re.findall(r"│ +4\.00 │", text)) == 4
+    assert "±" not in text
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_figure_is_a_png(tmp_path, seeds):
+    path = tmp_path / "curves.png"
+    report.save_figure(example_curves(seeds), "a title", path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+
+
+def run_python(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+    )
+
+
+def test_digits_trains_all_four_and_writes_the_figure(tmp_path):
+    figure = tmp_path / "curves.png"
+    options = ["--effective-epochs", "4", "--seeds", "2", "--out", str(figure)]
+    done = run_python(str(SCRIPT), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "80 gradient evaluations" in done.stdout
+    rows = re.findall(
+        r"│ (\S.*?) +│ +([\d.]+) ± [\d.]+ │ +([\d.e+-]+) ± \S+ │ +([\d,]+) │", done.stdout
+    )
+    assert [row[0] for row in rows] == ["Nesterov SGD", "Adam", "Entropy-SGD", "Entropy-Adam"]
+    for _, error, loss, rate in rows:
+        assert 0 < float(error) < 80  # guessing makes 90 %
+        assert 0 < float(loss) < 2.3  # guessing makes log(10) = 2.303
+        assert int(rate.replace(",", "")) > 0
+    assert str(figure) in done.stdout
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--seeds 0", "'0' given, a whole number of at least 1 expected"),
+        ("--seeds two", "'two' given"),
+        ("--effective-epochs -1", "argument --effective-epochs"),
+        ("--batch-size 0", "argument --batch-size"),
+        ("--batch-size 2000", "--batch-size 2000 is above the 1,280 training images"),
+        ("--dataset cifar", "'cifar'"),
+        ("--dataset mnist", "needs --data-dir"),
+        ("--dataset mnist --data-dir nowhere", "no train-images-idx3-ubyte"),
+        ("--out curves.txt", "must end in one of .png"),
+        ("--out nowhere/curves.png", "cannot write there"),
+        ("--colour blue", "--colour"),
+    ],
+)
+def test_a_bad_argument_gives_one_line_and_exit_code_2(options, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["digits.py", *options.split()])
+    with pytest.raises(SystemExit) as stopped, one_line_errors("digits.py"):
+        digits.main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("digits.py: error: ")
+    assert message in printed.err
+
+
+@pytest.mark.parametrize("package", ["flax", "matplotlib", "rich", "sklearn"])
+def test_a_missing_package_names_the_extra(package, capsys, monkeypatch):
+    for module in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped, one_line_errors("digits.py"):
+        __import__(package)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert package in error
+    assert 'pip install "entropy-sgd-jax[examples]"' in error
+    assert error.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    with pytest.raises(ModuleNotFoundError), one_line_errors("digits.py"):
+        import no_such_module  # noqa: F401
+    with pytest.raises(ZeroDivisionError), one_line_errors("digits.py"):
+        _ = 1 / 0
+
+
+def test_the_imports_of_the_script_are_guarded(tmp_path):
+    program = f"""
+import runpy, sys
+sys.modules["matplotlib"] = None  # as if it were not installed
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+    done = run_python("-c", program, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "matplotlib is not installed" in done.stderr
