@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from timing import Program, compile_program
 
 from entropy_sgd_jax import entropy_sgd
-from timing import Program, compile_program
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
@@ -37,7 +38,7 @@ def mlp_task(
 ) -> Task:
     """A fully connected network with ReLU on random images, float32."""
     key = jax.random.key(0)
-    shapes = list(zip(widths, widths[1:], strict=False))
+    shapes = list(itertools.pairwise(widths))
     params = [
         {"w": jax.random.normal(k, shape) * (2 / shape[0]) ** 0.5, "b": jnp.zeros(shape[1])}
         for k, shape in zip(jax.random.split(key, len(shapes)), shapes, strict=True)

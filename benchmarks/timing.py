@@ -1,4 +1,4 @@
-"""Fair timing: every program in turn in one process, in a new order each round, medians of pairs."""
+"""Fair timing: programs in turn in one process, in a new order each round; medians of pairs."""
 
 from __future__ import annotations
 

@@ -20,10 +20,11 @@ import numpy as np
 import optax
 from jax import lax
 
-# Leaves of at most this many elements are cut out of one shared draw. A leaf costs the compiler
-# the same however small it is, so a net of many small leaves would otherwise compile many copies
-# of the arithmetic below.
-_POOLED = 4096
+# Leaves of at most this many elements come first in the numbering, and out of one shared draw where
+# there are many: a leaf costs the compiler the same however small it is, so that it would compile
+# many copies of the arithmetic below. A few run faster, and compile as fast, on their own.
+_SMALL = 4096
+_FEW = 8
 
 
 def typed_key(key: Any) -> chex.PRNGKey:
@@ -69,33 +70,50 @@ def draw(source: str, key: chex.Array | None, like: optax.Params) -> Any:
 def _draw_leaves(
     transform: Callable[[chex.Array], chex.Array], key: chex.Array, shapes: list[tuple[int, ...]]
 ) -> list[chex.Array]:
-    """Draws each leaf's noise, the small leaves' in one go."""
+    """Draws each leaf's noise: alone, or out of one pool; the numbers are the same."""
     sizes = [math.prod(shape) for shape in shapes]
-    starts, pooled = _number_parameters(sizes)
-    # The barrier keeps XLA from repeating the whole pool inside each leaf's step.
-    pool = lax.optimization_barrier(transform(_hash(_numbers(0, (pooled,), key), key)))
+    starts = _first_numbers(sizes)
+    small = [size for size in sizes if size <= _SMALL]
+    pool = _pool(transform, sum(small), key) if len(small) > _FEW else None
     noise = []
     for start, size, shape in zip(starts, sizes, shapes, strict=True):
-        if size <= _POOLED:
-            noise.append(lax.slice(pool, (start,), (start + size,)).reshape(shape))
+        if pool is not None and size <= _SMALL:
+            # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
+            # leaves once if they differ in nothing but their operands.
+            table = np.arange(start, start + size, dtype=np.int32).reshape(shape)
+            noise.append(pool.at[table].get(mode="promise_in_bounds"))
         else:
             page, start = divmod(start, 2**32)
-            page_key = key ^ np.uint32(page * 0x9E3779B9 % 2**32)
+            page_key = key ^ np.uint32(page * 0x9E3779B9 % 2**32) if page else key
             noise.append(transform(_hash(_numbers(start, shape, page_key), page_key)))
     return noise
 
 
-def _number_parameters(sizes: list[int]) -> tuple[list[int], int]:
-    """The number of each leaf's first parameter, small leaves first, and how many those have.
+def _first_numbers(sizes: list[int]) -> list[int]:
+    """The number of each leaf's first parameter, small leaves first.
 
     The numbers of one leaf never straddle a multiple of 2³², because the hash has 32 bits.
     """
-    starts, end, pooled = [0] * len(sizes), 0, sum(size for size in sizes if size <= _POOLED)
-    for i in sorted(range(len(sizes)), key=lambda i: sizes[i] > _POOLED):
+    starts, end = [0] * len(sizes), 0
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i] > _SMALL):
         room = -end % 2**32
         starts[i] = end = end + room if 0 < room < sizes[i] else end
         end += sizes[i]
-    return starts, pooled
+    return starts
+
+
+def _pool(transform: Callable[[chex.Array], chex.Array], size: int, key: chex.Array) -> chex.Array:
+    """The noise of the parameters 0 to size − 1, as one vector in memory.
+
+    Drawn by a loop of two rounds, because XLA cannot look into a loop: it would repeat any plain
+    expression inside the step of every leaf, and drops `optimization_barrier` before it does.
+    """
+    half = -(-size // 2)
+    numbers = lax.iota(jnp.uint32, half) + key[0]
+    halves = lax.map(
+        lambda start: transform(_hash(numbers + start, key)), np.array([0, half], np.uint32)
+    )
+    return halves.reshape(-1)
 
 
 def _numbers(start: int, shape: tuple[int, ...], key: chex.Array) -> chex.Array:
@@ -104,6 +122,8 @@ def _numbers(start: int, shape: tuple[int, ...], key: chex.Array) -> chex.Array:
     That word, which changes from step to step, goes in before the column does: otherwise XLA
     computes the numbers ahead of the loop, and then reads them from memory at every step.
     """
+    if not shape:
+        return np.uint32(start) + key[0]
     rows, columns = math.prod(shape[:-1]), shape[-1]
     starts = np.uint32(start) + lax.iota(jnp.uint32, rows) * np.uint32(columns)
     starts = (starts + key[0]).reshape((*shape[:-1], 1))
