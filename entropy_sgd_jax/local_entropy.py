@@ -134,8 +134,14 @@ class LocalEntropy:
         def move_anchor() -> tuple[optax.Params, EntropicState]:
             updates, moved = self._descend(chain, anchor, state.anchor, state, extra_args)
             x = optax.apply_updates(state.anchor, updates)
-            moved = moved._replace(anchor=x, inner_count=jnp.zeros_like(state.inner_count))
-            return x, self._restart(self._accumulators(x), moved)
+            restart = self._start(self._accumulators(x), moved)
+            return x, moved._replace(
+                langevin_iterate=restart.iterate,
+                langevin_average=restart.average,
+                inner_state=restart.inner_state,
+                anchor=x,
+                inner_count=jnp.zeros_like(state.inner_count),
+            )
 
         def keep_anchor() -> tuple[optax.Params, EntropicState]:
             return _trees.cast_like(chain.iterate, params), state._replace(
@@ -218,8 +224,9 @@ class LocalEntropy:
     ) -> tuple[optax.Updates, EntropicState]:
         """x ← the base optimizer's step on G = x − μ.
 
-        A step that is not finite is not taken. The test is on the updates, which have been through
-        the base optimizer's own means over devices, so that all devices decide alike.
+        A step that is not finite is not taken, and the next chain starts afresh. The test is on the
+        updates, which have been through the base optimizer's own means over devices, so that all
+        devices decide alike.
         """
         scope = _at(self.scope, state.count)
         pseudo_gradient = jax.tree.map(
@@ -236,26 +243,17 @@ class LocalEntropy:
             record = _diagnostics.observe_update(record, pseudo_gradient, scope, evaluations)
             record = record if self.streaming else record._replace(first_gradient=None)
         updates = _trees.cast_like(updates, params)
-        moved = state._replace(
+        finite = _trees.all_finite(updates)
+        chain = chain._replace(record=None)
+        afresh = Chain(anchor, anchor, self.inner_transform.init(anchor), None)
+        chain = _trees.unless(~finite, chain, afresh)
+        return _trees.where(finite, updates, _trees.zeros_like(updates)), state._replace(
+            count=optax.safe_increment(state.count),
             langevin_iterate=chain.iterate,
             langevin_average=chain.average,
             inner_state=chain.inner_state,
-            base_state=base_state,
-        )
-        updates, state = _trees.where(
-            _trees.all_finite(updates),
-            (updates, moved),
-            (_trees.zeros_like(updates), self._restart(anchor, state)),
-        )
-        return updates, state._replace(count=optax.safe_increment(state.count), diagnostics=record)
-
-    def _restart(self, anchor: optax.Params, state: EntropicState) -> EntropicState:
-        """`state` as a chain leaves it that goes nowhere."""
-        chain = self._start(anchor, state)
-        return state._replace(
-            langevin_iterate=chain.iterate,
-            langevin_average=chain.average,
-            inner_state=chain.inner_state,
+            base_state=_trees.where(finite, base_state, state.base_state),
+            diagnostics=record,
         )
 
     def _incoming(self, grads: optax.Updates, params: optax.Params) -> optax.Updates:

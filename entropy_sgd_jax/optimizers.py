@@ -78,10 +78,10 @@ def entropic(
 
     Always call ``update`` under ``jax.jit``: outside, every call compiles the scan anew.
 
-    An update that is not finite is not taken: ``updates`` are zero, ``base_state`` and
-    ``inner_state`` stay, and the count goes on. To survive a bad gradient inside the loop, without
-    giving up the other L − 1, put ``optax.apply_if_finite`` or ``optax.zero_nans`` into
-    ``inner_transform``.
+    An update that is not finite is not taken: ``updates`` are zero, ``base_state`` stays, x′, μ and
+    ``inner_state`` start afresh from x, and the count goes on. To survive a bad gradient inside
+    the loop, without giving up the other L − 1, put ``optax.apply_if_finite`` or
+    ``optax.zero_nans`` into ``inner_transform``.
 
     Transformations chained *before* this one see only ``grads``; clipping, weight decay and
     masking of all L gradients belong into ``inner_transform`` (or use streaming mode).

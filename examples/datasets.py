@@ -58,11 +58,11 @@ def load_mnist(directory: str | os.PathLike[str]) -> Dataset:
     return _standardise(Dataset(**parts))
 
 
-def hold_out(dataset: Dataset, fraction: float = 0.2) -> Dataset:
-    """Puts the last part of the training set in the place of the test set, to tune on."""
-    kept = round(len(dataset.train_labels) * (1 - fraction))
+def hold_out(dataset: Dataset, fold: int, folds: int = 5) -> Dataset:
+    """Puts one fold of the training set in the place of the test set, to tune on."""
     images, labels = dataset.train_images, dataset.train_labels
-    return Dataset(images[:kept], labels[:kept], images[kept:], labels[kept:])
+    held = np.arange(len(labels)) * folds // len(labels) == fold
+    return Dataset(images[~held], labels[~held], images[held], labels[held])
 
 
 def read_idx(path: str | os.PathLike[str], *, dimensions: int) -> np.ndarray:

@@ -112,9 +112,9 @@ SETTINGS = {
         effective_epochs=100,
         arguments={
             "Nesterov SGD": {"learning_rate": 0.1, "momentum": 0.9},
-            "Adam": {"learning_rate": 1e-3, "b1": 0.9},
-            "Entropy-SGD": {"learning_rate": 1.0, "inner_learning_rate": 0.1, "scope": 0.03},
-            "Entropy-Adam": {"learning_rate": 1e-2, "inner_learning_rate": 0.1, "scope": 0.03},
+            "Adam": {"learning_rate": 0.01, "b1": 0.8},
+            "Entropy-SGD": {"learning_rate": 1.0, "inner_learning_rate": 0.2, "scope": 0.3},
+            "Entropy-Adam": {"learning_rate": 0.01, "inner_learning_rate": 0.3, "scope": 1.0},
         },
     ),
     "mnist": Settings(
@@ -153,12 +153,12 @@ def parse_arguments(program: str = "digits.py") -> argparse.Namespace:
     parser = OneLineParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", choices=SETTINGS, default="digits")
     parser.add_argument("--data-dir", help="folder of the four MNIST files, plain or .gz")
-    parser.add_argument("--seeds", type=positive, default=5, help="trained together (default 5)")
+    parser.add_argument("--seeds", type=positive, default=10, help="trained together (default 10)")
     parser.add_argument(
         "--effective-epochs",
         type=positive,
-        help="gradient evaluations, times batch size, over training images; "
-        "the same for all four (default 100 for digits, 10 for mnist)",
+        help="gradient evaluations times batch size over training images, the same for all four "
+        "(default 100 for digits, 10 for mnist)",
     )
     parser.add_argument("--batch-size", type=positive, help="default 64 for digits, 128 for mnist")
     parser.add_argument("--out", help="the figure (default digits.png or mnist.png)")
@@ -180,21 +180,25 @@ def load(options: argparse.Namespace) -> Dataset:
     return load_mnist(options.data_dir)
 
 
-def main() -> None:
-    options = parse_arguments()
+def prepare(options: argparse.Namespace, dataset: Dataset) -> tuple[Budget, Model]:
+    """What every optimizer may spend, and the network it trains."""
     settings = SETTINGS[options.dataset]
-    figure = report.figure_path(options.out or f"{options.dataset}.png")
-    dataset = load(options)
     budget = make_budget(
         examples=len(dataset.train_labels),
         effective_epochs=options.effective_epochs or settings.effective_epochs,
         batch_size=options.batch_size or settings.batch_size,
         inner_steps=INNER_STEPS,
     )
-    model = make_model((dataset.train_images[0].size, *settings.hidden, 10))
+    return budget, make_model((dataset.train_images[0].size, *settings.hidden, 10))
 
+
+def main() -> None:
+    options = parse_arguments()
+    figure = report.figure_path(options.out or f"{options.dataset}.png")
+    dataset = load(options)
+    budget, model = prepare(options, dataset)
     contestants = {
-        name: make_contestant(budget, **settings.arguments[name])
+        name: make_contestant(budget, **SETTINGS[options.dataset].arguments[name])
         for name, make_contestant in OPTIMIZERS.items()
     }
 

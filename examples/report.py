@@ -103,8 +103,8 @@ def results_table(curves: list[Curves], title: str) -> Table:
     for curve in curves:
         table.add_row(
             curve.name,
-            _mean_and_spread(curve.test_error[-1], ".2f"),
-            _mean_and_spread(curve.train_loss[-1], ".2e"),
+            mean_and_spread(curve.test_error[-1], ".2f"),
+            mean_and_spread(curve.train_loss[-1], ".2e"),
             f"{curve.evaluations_per_second:,.0f}",
         )
     return table
@@ -113,7 +113,7 @@ def results_table(curves: list[Curves], title: str) -> Table:
 def _caption(curves: list[Curves]) -> str:
     return (
         f"At the end of training: {_spread(curves)}. Gradient evaluations/s: all seeds together, "
-        "without compilation and measuring."
+        "without compilation and testing."
     )
 
 
@@ -122,7 +122,8 @@ def _spread(curves: list[Curves]) -> str:
     return f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed, no spread"
 
 
-def _mean_and_spread(values: np.ndarray, digits: str) -> str:
+def mean_and_spread(values: np.ndarray, digits: str) -> str:
+    """In the format `digits`, with the standard error where there is one."""
     mean, error = values.mean(), standard_error(values)
     return f"{mean:{digits}}" if np.isnan(error) else f"{mean:{digits}} ± {error:{digits}}"
 
@@ -135,15 +136,21 @@ def save_figure(curves: list[Curves], title: str, path: pathlib.Path) -> None:
         _draw(loss_axes, curve, curve.train_loss)
         _draw(error_axes, curve, curve.test_error)
     loss_axes.set(ylabel="training loss (mean cross-entropy, nats)", yscale="log")
-    error_axes.set(ylabel="test error (%)", yscale="log")
-    error_axes.yaxis.set_major_formatter("{x:g}")
-    error_axes.yaxis.set_minor_formatter("{x:g}")
+    error_axes.set(ylabel="test error (%)", ylim=_error_limits(curves))
     for axes in (loss_axes, error_axes):
-        axes.set(xlabel="gradient evaluations per seed", xlim=(0, None))
-        axes.grid(which="both", alpha=0.25)
+        axes.set(xlabel="gradient evaluations per seed")
+        axes.margins(x=0)
+        axes.grid(alpha=0.25)
     loss_axes.legend(frameon=False)
     figure.suptitle(f"{title}: {_spread(curves)}")
     figure.savefig(path, dpi=150)
+
+
+def _error_limits(curves: list[Curves]) -> tuple[float, float]:
+    """Leaves out the untrained start, beside which the ends would look all alike."""
+    means = [curve.test_error.mean(axis=-1) for curve in curves]
+    worst_end = max(mean[-1] for mean in means)
+    return 0.8 * min(mean.min() for mean in means), max(2 * worst_end, 1)
 
 
 def _draw(axes: Axes, curve: Curves, values: np.ndarray) -> None:
@@ -159,7 +166,7 @@ def _draw(axes: Axes, curve: Curves, values: np.ndarray) -> None:
 
 
 def figure_path(text: str) -> pathlib.Path:
-    """The path to write the figure to, checked before an hour of training is spent."""
+    """The path to write the figure to, checked before training."""
     path = pathlib.Path(text)
     if path.suffix not in FIGURE_TYPES:
         raise InputError(f"--out {text}: the name must end in one of {', '.join(FIGURE_TYPES)}")

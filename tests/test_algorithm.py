@@ -100,6 +100,8 @@ def noise_of(source: str) -> list[list[Arrays]]:
         as_jax(start()), key=KEY, updates=UPDATES, inner_steps=MOST_INNER_STEPS, noise=source
     )
     leaves = jax.tree.map(np.asarray, leaves)
+    if source == "rademacher":  # its unit is known: a wrong one would go into the reference too
+        jax.tree.map(lambda leaf: np.testing.assert_array_equal(np.abs(leaf), 1), leaves)
     return [[batch_of(leaves, t, step) for step in range(MOST_INNER_STEPS)] for t in range(UPDATES)]
 
 
@@ -646,78 +648,80 @@ def test_the_published_code_with_its_seeded_momentum_buffer() -> None:
 # Half precision.
 
 
-def twenty_small_steps(
-    dtype: Any, streaming: bool, gradient: float, accumulator_dtype: Any = None
+def twenty_steps(
+    dtype: Any, start: float, length: float, streaming: bool, accumulator_dtype: Any = None
 ) -> tuple[Any, Any]:
-    """The parameters, 1 before, and the state after 20 equal Langevin steps: one update."""
+    """Parameters and state after one update of 20 equal Langevin steps downwards."""
     tx = entropic(
         optax.sgd(1.0),
         inner_steps=20,
-        inner_learning_rate=1.0,
+        inner_learning_rate=length,
         scope=0.0,
         noise_scale=0.0,
         averaging=1.0,
         streaming=streaming,
         accumulator_dtype=accumulator_dtype,
     )
-    params = {"w": jnp.ones(3, dtype)}
-    grad_fn = lambda params, step: jax.tree.map(lambda w: jnp.full_like(w, gradient), params)  # noqa: E731
+    grad_fn = lambda params, step: jnp.ones_like(params)  # noqa: E731
 
     @jax.jit
     def update(state: Any, params: Any) -> Any:
         more = {} if streaming else {"grad_fn": grad_fn}
         updates, state = tx.update(grad_fn(params, 0), state, params, **more)
-        assert updates["w"].dtype == dtype
+        assert updates.dtype == dtype
         return optax.apply_updates(params, updates), state
 
+    params = jnp.full(3, start, dtype)
     state = tx.init(params)
     for _ in range(20 if streaming else 1):
         params, state = update(state, params)
-    assert params["w"].dtype == dtype
+    assert params.dtype == dtype
     assert state.count == 1
     return params, state
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["scan", "streaming"])
 @pytest.mark.parametrize(
-    ("dtype", "gradient"), [(jnp.bfloat16, 1e-3), (jnp.float16, 1e-4)], ids=["bf16", "f16"]
+    ("dtype", "start", "length", "spacing"),
+    [
+        (jnp.bfloat16, 1.0, 1e-3, 2**-8),
+        (jnp.float16, 1.0, 1e-4, 2**-11),
+        (jnp.float16, 2e-5, 2e-8, 2**-24),
+    ],
+    ids=["bf16", "f16", "subnormal f16"],
 )
 def test_small_steps_of_half_precision_parameters_add_up(
-    dtype: Any, gradient: float, streaming: bool
+    dtype: Any, start: float, length: float, spacing: float, streaming: bool
 ) -> None:
-    """One step is less than half the spacing of numbers below 1, and alone would round away."""
-    one = jnp.ones((), dtype)
-    assert one - jnp.asarray(gradient, dtype) == one
-    params, state = twenty_small_steps(dtype, streaming, gradient)
-    spacing = float(jnp.finfo(dtype).epsneg)
-    np.testing.assert_allclose(
-        np.asarray(params["w"], np.float64), 1 - 20 * gradient, rtol=0, atol=0.55 * spacing
-    )
-    assert state.langevin_iterate["w"].dtype == jnp.float32
-    assert state.langevin_average["w"].dtype == jnp.float32
+    """One step is less than half the spacing of numbers there, and alone would round away."""
+    assert length < spacing / 2
+    params, state = twenty_steps(dtype, start, length, streaming)
+    start = float(jnp.asarray(start, dtype))
+    end = np.asarray(params, np.float64)
+    np.testing.assert_allclose(end, start - 20 * length, rtol=0, atol=0.55 * spacing)
+    assert state.langevin_iterate.dtype == jnp.float32
+    assert state.langevin_average.dtype == jnp.float32
     if not streaming:  # there x′ has gone back to x
-        expected = 1 - 20 * float(jnp.asarray(gradient, dtype))
-        np.testing.assert_allclose(state.langevin_iterate["w"], expected, rtol=1e-6)
+        np.testing.assert_allclose(state.langevin_iterate, start - 20 * length, rtol=1e-6)
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["scan", "streaming"])
 def test_a_narrow_accumulator_rounds_small_steps_away(streaming: bool) -> None:
-    params, state = twenty_small_steps(jnp.bfloat16, streaming, 1e-3, jnp.bfloat16)
-    assert state.langevin_iterate["w"].dtype == jnp.bfloat16
-    assert state.langevin_average["w"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(params["w"], np.float32), 1)
+    params, state = twenty_steps(jnp.bfloat16, 1.0, 1e-3, streaming, jnp.bfloat16)
+    assert state.langevin_iterate.dtype == jnp.bfloat16
+    assert state.langevin_average.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(params, np.float32), 1)
 
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("streaming", [False, True], ids=["scan", "streaming"])
 def test_a_wide_accumulator_keeps_small_steps_of_float32_parameters(streaming: bool) -> None:
-    params, state = twenty_small_steps(jnp.float32, streaming, 1e-8, jnp.float64)
-    assert state.langevin_iterate["w"].dtype == jnp.float64
-    assert state.langevin_average["w"].dtype == jnp.float64
-    np.testing.assert_allclose(params["w"], 1 - 2e-7, rtol=0, atol=4e-8)
+    params, state = twenty_steps(jnp.float32, 1.0, 1e-8, streaming, jnp.float64)
+    assert state.langevin_iterate.dtype == jnp.float64
+    assert state.langevin_average.dtype == jnp.float64
+    np.testing.assert_allclose(params, 1 - 2e-7, rtol=0, atol=4e-8)
     if not streaming:
-        expected = 1 - 20 * float(np.float32(1e-8))
-        np.testing.assert_allclose(state.langevin_iterate["w"], expected, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(state.langevin_iterate, 1 - 2e-7, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])

@@ -99,10 +99,11 @@ def test_cut_gzip_stream_is_refused(tmp_path):
         read_idx(path, dimensions=3)
 
 
-def test_damaged_gzip_stream_is_refused(tmp_path):
+@pytest.mark.parametrize("position", [10, -8], ids=["first block", "checksum"])
+def test_damaged_gzip_stream_is_refused(tmp_path, position):
     path = write(tmp_path / "images.gz", idx_bytes(IMAGES))
     content = bytearray(path.read_bytes())
-    content[-8] ^= 0xFF  # in the checksum, so that only reading to the very end finds it
+    content[position] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(InputError, match="cannot read"):
         read_idx(path, dimensions=3)
@@ -163,13 +164,17 @@ def test_digits_are_split_without_overlap():
     assert set(dataset.test_labels) == set(range(10))
 
 
-def test_held_out_part_comes_from_the_training_set_alone():
+def test_every_training_image_is_held_out_once():
     dataset = load_digits()
-    held = hold_out(dataset, 0.25)
-    assert len(held.train_labels) == 960
-    np.testing.assert_array_equal(
-        np.concatenate([held.train_images, held.test_images]), dataset.train_images
-    )
-    np.testing.assert_array_equal(
-        np.concatenate([held.train_labels, held.test_labels]), dataset.train_labels
-    )
+    folds = [hold_out(dataset, fold, folds=3) for fold in range(3)]
+    for part, whole in (
+        ("test_images", dataset.train_images),
+        ("test_labels", dataset.train_labels),
+    ):
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(fold, part) for fold in folds]), whole
+        )
+    for fold in folds:
+        assert len(fold.train_labels) + len(fold.test_labels) == 1280
+        train, held = ({image.tobytes() for image in part} for part in fold[::2])
+        assert not train & held

@@ -134,6 +134,10 @@ def test_effective_epochs_count_gradient_evaluations(epochs, rounds):
     assert training.make_budget(epochs, 60_000, 128, 20).rounds == round(23.4375 * epochs)
 
 
+def test_the_smallest_budget_is_one_round():
+    assert training.make_budget(1, examples=100, batch_size=100, inner_steps=20).rounds == 1
+
+
 def test_segments_add_up_and_are_few():
     for rounds in (1, 39, 40, 41, 100, 469):
         segments = training.Budget(rounds, 20, 64).segments
@@ -196,6 +200,11 @@ def run_python(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProces
         timeout=300,
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
     )
+
+
+def test_figure_of_a_run_without_errors_does_not_warn(tmp_path):
+    curves = [curve._replace(test_error=0 * curve.test_error) for curve in example_curves(5)]
+    report.save_figure(curves, "a title", tmp_path / "curves.png")
 
 
 def test_digits_trains_all_four_and_writes_the_figure(tmp_path):
