@@ -29,7 +29,7 @@ _ADVICE = {
     "noise_scale": "1e-4 to 1e-3 is usual, 0 switches the noise off.",
     "averaging": "It is the weight of the newest iterate; 0.75 is the paper's, 1 keeps the last.",
     "noise": "gaussian is the Langevin equation's, rademacher is cheaper.",
-    "base_optimizer": "Pass for example optax.sgd(1.0).",
+    "base_optimizer": "Pass for example optax.sgd(1.0), called.",
     "inner_transform": "Pass a direction such as optax.trace(0.9) or optax.scale_by_adam(), "
     "without a learning rate of its own, or None.",
     "accumulator_dtype": "Pass for example jnp.float32, or None for at least float32.",
@@ -47,13 +47,19 @@ _ADVICE = {
 
 
 def number(
-    name: str, value: Any, low: float = 0, high: float = math.inf, *, open_end: str = ""
+    name: str,
+    value: Any,
+    low: float = 0,
+    high: float = math.inf,
+    *,
+    open_end: str = "",
+    schedule: bool = True,
 ) -> Any:
     """Returns `value`, as a float where Python knows it; raises ValueError out of range.
 
     `open_end` names the end, "low" or "high", that is not allowed itself.
     """
-    if callable(value):
+    if schedule and callable(value):
         return value
     known = _python_float(value)
     if known is None:
@@ -62,13 +68,16 @@ def number(
     if not low <= known <= high or known in (*excluded, math.inf):
         left = "(" if open_end == "low" else "["
         right = ")" if open_end == "high" or high == math.inf else "]"
-        raise _error(name, f"a number in {left}{low}, {high}{right} or a schedule", value)
+        allowed = f"a number in {left}{low}, {high}{right}" + " or a schedule" * schedule
+        raise _error(name, allowed, repr(value))
     return value if isinstance(value, jax.Array) else known
 
 
 def decay(name: str, value: Any) -> Any:
-    """`number` in [0, 1), or None."""
-    return None if value is None else number(name, value, high=1, open_end="high")
+    """A number in [0, 1), or None."""
+    if value is None:
+        return None
+    return number(name, value, high=1, open_end="high", schedule=False)
 
 
 def inner_steps(value: Any) -> int:
@@ -78,23 +87,23 @@ def inner_steps(value: Any) -> int:
             raise TypeError
         steps = operator.index(value)
     except TypeError:
-        raise _error("inner_steps", "an integer >= 0", value) from None
+        raise _error("inner_steps", "an integer >= 0", repr(value)) from None
     if steps < 0:
-        raise _error("inner_steps", "an integer >= 0", value)
+        raise _error("inner_steps", "an integer >= 0", repr(value))
     return steps
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     """Returns `value`; raises ValueError unless it is one of `allowed`."""
     if value not in allowed:
-        raise _error(name, " or ".join(map(repr, allowed)), value)
+        raise _error(name, " or ".join(map(repr, allowed)), repr(value))
     return value
 
 
 def transformation(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
     """Returns `value` with extra arguments supported; raises ValueError if it is no optimizer."""
     if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
-        raise _error(name, "an optax.GradientTransformation", value)
+        raise _error(name, "an optax.GradientTransformation", repr(value))
     return optax.with_extra_args_support(value)
 
 
@@ -105,9 +114,9 @@ def accumulator_dtype(value: Any) -> Any:
     try:
         dtype = jnp.dtype(value)
     except TypeError:
-        raise _error("accumulator_dtype", "None or a real floating dtype", value) from None
+        raise _error("accumulator_dtype", "None or a real floating dtype", repr(value)) from None
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise _error("accumulator_dtype", "None or a real floating dtype", value)
+        raise _error("accumulator_dtype", "None or a real floating dtype", repr(value))
     return dtype
 
 
@@ -122,7 +131,7 @@ def key(value: Any) -> Any:
         legacy = dtype == jnp.uint32 and value.shape in ((2,), (4,))
         is_array = typed or seed or legacy
     if not (is_integer or is_array):
-        raise _error("key", "an integer, a typed key or a legacy uint32 key", value)
+        raise _error("key", "an integer, a typed key or a legacy uint32 key", repr(value))
     return value
 
 
@@ -134,31 +143,56 @@ def params(tree: Any) -> None:
             "call tx.update(grads, state, params)."
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        try:
+            dtype = jnp.result_type(leaf)
+            is_real, is_complex = (
+                jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.complexfloating)
+            )
+            shown = str(dtype)
+        except TypeError:
+            is_real, is_complex, shown = False, False, repr(leaf)
+        if not is_real:
+            advice = (
+                "Wrap the optimizer in optax.contrib.split_real_and_imaginary, with streaming=True."
+                if is_complex
+                else "Keep integers, keys, counters and names out of `params`."
+            )
             raise ValueError(
                 f"`params{jax.tree_util.keystr(path)}` must have a real floating dtype; got "
-                f"{jnp.result_type(leaf)}. Wrap the optimizer of complex parameters in "
-                "optax.contrib.split_real_and_imaginary with streaming=True; keep integers, keys "
-                "and counters out of `params`."
+                f"{shown}. {advice}"
             )
+
+
+def incoming(grads: Any, like: Any, streaming: bool) -> None:
+    """Raises ValueError unless `grads` are gradients of `like`, the params."""
+    if grads is None:
+        mode = "in streaming mode" if streaming else "with inner_steps=0"
+        raise ValueError(
+            f"`grads` must be the gradients at `params` {mode}; got None. Pass "
+            "tx.update(jax.grad(loss)(params, batch), state, params); only scan mode takes "
+            "grads=None, and leaves all gradients to `grad_fn`."
+        )
+    same_tree("grads", grads, like)
 
 
 def same_tree(name: str, tree: Any, like: Any) -> None:
     """Raises ValueError unless `tree` has the structure and the shapes of `like`, the params."""
-    expected: Any = jax.tree.structure(like)
-    got: Any = jax.tree.structure(tree)
-    if expected != got:
-        raise _error(name, f"a tree with the structure of `params`, {expected}", tree, shown=got)
-    for (path, leaf), other in zip(
-        jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(tree), strict=True
-    ):
-        shape, got_shape = jnp.shape(leaf), jnp.shape(other)
-        if shape != got_shape:
-            at = f"{name}{jax.tree_util.keystr(path)}"
-            raise ValueError(
-                f"`{at}` must have the shape of the parameter, {shape}; got {got_shape}. "
-                f"{_ADVICE[name]}"
-            )
+    if tree is None and like is not None:
+        raise _error(name, "a tree with the structure of `params`", "None")
+    expected, got = (
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (like, tree))
+    )
+    for path in [*expected, *got]:
+        if path not in got or path not in expected:
+            which = f"lacks {path}" if path in expected else f"has {path} besides"
+            raise _error(name, "a tree with the structure of `params`", f"one that {which}")
+        if expected[path] != got[path]:
+            allowed = f"of the parameter's shape {expected[path]}"
+            raise _error(name, allowed, f"the shape {got[path]}", path)
+    if str(jax.tree.structure(like)) != str(jax.tree.structure(tree)):
+        nodes = f"the same leaves in other nodes, {type(tree).__name__}"
+        raise _error(name, f"a tree with the structure of `params`, {type(like).__name__}", nodes)
 
 
 def gradient_function(
@@ -171,8 +205,9 @@ def gradient_function(
     arrived = sorted([*extra_args, *(["batches"] if batches is not None else [])])
     if grad_fn is None and value_and_grad_fn is None:
         raise ValueError(
-            "`grad_fn` must be given in scan mode; got None, and the keyword arguments "
-            f"{arrived or 'none'}. Either pass tx.update(grads, state, params, grad_fn=..., "
+            "`grad_fn` must be given in scan mode; got None, "
+            f"{f'and the keyword arguments {arrived}' if arrived else 'and no other keyword'}. "
+            "Either pass tx.update(grads, state, params, grad_fn=..., "
             "batches=...), where grad_fn(params, batch) returns gradients; or build the optimizer "
             "with streaming=True, which takes one tx.update(grads, state, params) for each "
             "gradient. TrainState.apply_gradients does not hand grad_fn on: call tx.update "
@@ -180,7 +215,7 @@ def gradient_function(
         )
     if grad_fn is not None and value_and_grad_fn is not None:
         raise ValueError(
-            "`grad_fn` must be None where `value_and_grad_fn` is given; got both. Pass one of them."
+            "`grad_fn` and `value_and_grad_fn` must not both be given; got both. Pass one of them."
         )
     name = "grad_fn" if value_and_grad_fn is None else "value_and_grad_fn"
     function = grad_fn if value_and_grad_fn is None else value_and_grad_fn
@@ -213,40 +248,48 @@ def whole(tree: Any) -> None:
 
 def stacked(batches: Any, calls: int, steps: int) -> None:
     """Raises ValueError unless every leaf of `batches` has a leading axis of length `calls`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
-        shape = jnp.shape(leaf)
-        if shape[:1] != (calls,):
+
+    def is_leaf(node: Any) -> bool:  # an iterator is none of JAX's trees
+        return hasattr(node, "__next__")
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batches, is_leaf=is_leaf):
+        shape = () if isinstance(leaf, int | float) else getattr(leaf, "shape", None)
+        if shape is None or shape[:1] != (calls,):
+            got = f"a {type(leaf).__name__}" if shape is None else f"the shape {shape}"
             how = "`grads` is None" if calls == steps else "`grads` is the first of the gradients"
             raise ValueError(
                 f"`batches{jax.tree_util.keystr(path)}` must have a leading axis of length {calls} "
-                f"(inner_steps={steps} and {how}); got the shape {shape}. Stack the batches along "
+                f"(inner_steps={steps} and {how}); got {got}. Stack the batches along "
                 "a new leading axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)."
             )
 
 
 def _pair(returned: Any) -> tuple[Any, Any]:
     """What `value_and_grad_fn` returned; raises ValueError unless it is a scalar and a tree."""
-    is_pair = isinstance(returned, tuple) and len(returned) == 2
-    if not is_pair or not jax.tree_util.all_leaves(returned[:1]) or jnp.shape(returned[0]):
-        raise ValueError(
-            "`value_and_grad_fn(params, batch)` must be a pair of a scalar loss and the gradients; "
-            f"got {jax.tree.structure(returned)}. Pass jax.value_and_grad(loss) without auxiliary "
-            "outputs, or `grad_fn` if there is no value."
-        )
-    return returned[0], returned[1]
+    got = f"a {type(returned).__name__}"
+    if isinstance(returned, tuple) and len(returned) == 2:
+        if jax.tree_util.all_leaves(returned[:1]) and jnp.shape(returned[0]) == ():
+            return returned
+        shapes = jax.tree.map(jnp.shape, returned[0])
+        got = f"a value of the shape {shapes}"
+    raise ValueError(
+        "`value_and_grad_fn(params, batch)` must be a pair of a scalar loss and the gradients; got "
+        f"{got}. Pass jax.value_and_grad(loss) of a scalar loss without auxiliary outputs, or "
+        "`grad_fn` if there is no value."
+    )
 
 
-def _error(name: str, allowed: str, value: Any, shown: Any = None) -> ValueError:
-    got = repr(value) if shown is None else str(shown)
-    return ValueError(f"`{name}` must be {allowed}; got {got}. {_ADVICE[name]}")
+def _error(name: str, allowed: str, got: str, path: str = "") -> ValueError:
+    return ValueError(f"`{name}{path}` must be {allowed}; got {got}. {_ADVICE[name]}")
 
 
 def _python_float(value: Any) -> float | None:
-    """`value` as a float; None if it is traced or has several elements; NaN if it is no number."""
-    if isinstance(value, str | bytes | bool):
+    """`value` as a float; None if it is a traced scalar; NaN if it is no scalar number."""
+    is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
+    if not is_number or isinstance(value, bool) or jnp.ndim(value) != 0:
         return math.nan
     try:
-        return float(value) if jnp.ndim(value) == 0 else None
+        return float(value)
     except jax.errors.ConcretizationTypeError:
         return None
     except TypeError:

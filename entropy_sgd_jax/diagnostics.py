@@ -18,7 +18,7 @@ class EntropicDiagnostics(NamedTuple):
     update, norms over all parameters.
     """
 
-    inner_loss: chex.Array  # mean loss, float32; NaN where no loss was given
+    inner_loss: chex.Array  # mean of the losses that were given, float32; NaN without any
     inner_gradient_norm: chex.Array  # mean of ‖∇f(x′)‖, before `inner_transform`, float32
     langevin_distance: chex.Array  # mean of ‖x′ − x‖, float32
     nonfinite_gradients: chex.Array  # inner gradients with a NaN or Inf in them, int32
@@ -30,17 +30,23 @@ class EntropicDiagnostics(NamedTuple):
 
 
 def blank(first_gradient: chex.ArrayTree | None) -> EntropicDiagnostics:
-    """The record before the first update."""
-    zero, none_yet = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    """The record before the first update. Each field has a buffer of its own, to be donated."""
+
+    def real(value: float = 0) -> chex.Array:
+        return jnp.full((), value, jnp.float32)
+
+    def whole() -> chex.Array:
+        return jnp.zeros((), jnp.int32)
+
     return EntropicDiagnostics(
-        inner_loss=jnp.full((), jnp.nan, jnp.float32),
-        inner_gradient_norm=zero,
-        langevin_distance=zero,
-        nonfinite_gradients=none_yet,
-        pseudo_gradient_norm=zero,
-        alignment=zero,
-        scope=zero,
-        gradient_evaluations=none_yet,
+        inner_loss=real(jnp.nan),
+        inner_gradient_norm=real(),
+        langevin_distance=real(),
+        nonfinite_gradients=whole(),
+        pseudo_gradient_norm=real(),
+        alignment=real(),
+        scope=real(),
+        gradient_evaluations=whole(),
         first_gradient=first_gradient,
     )
 
@@ -48,26 +54,29 @@ def blank(first_gradient: chex.ArrayTree | None) -> EntropicDiagnostics:
 def observe_step(
     record: EntropicDiagnostics,
     step: chex.Numeric,
+    losses: chex.Numeric,
     loss: chex.Numeric | None,
     gradient: chex.ArrayTree,
     displacement: chex.ArrayTree,
 ) -> EntropicDiagnostics:
-    """Takes in Langevin step number `step`; step 0 starts the means afresh."""
-    first = step == 0
+    """Takes in Langevin step number `step`, `losses` of the steps before it with a known loss.
 
-    def mean(so_far: chex.Array, value: chex.Numeric) -> chex.Array:
+    Step 0 starts the means afresh.
+    """
+
+    def mean(so_far: chex.Array, value: chex.Numeric, before: chex.Numeric) -> chex.Array:
         value = jnp.asarray(value, jnp.float32)
-        return jnp.where(first, value, so_far + (value - so_far) / (step + 1))
+        return jnp.where(before == 0, value, so_far + (value - so_far) / (before + 1))
 
     finite = _trees.all_finite(gradient)
-    nonfinite_so_far = jnp.where(first, 0, record.nonfinite_gradients)
+    nonfinite_so_far = jnp.where(step == 0, 0, record.nonfinite_gradients)
     return record._replace(
-        inner_loss=mean(record.inner_loss, jnp.nan if loss is None else loss),
-        inner_gradient_norm=mean(record.inner_gradient_norm, _trees.norm(gradient)),
-        langevin_distance=mean(record.langevin_distance, _trees.norm(displacement)),
+        inner_loss=mean(record.inner_loss, jnp.nan if loss is None else loss, losses),
+        inner_gradient_norm=mean(record.inner_gradient_norm, _trees.norm(gradient), step),
+        langevin_distance=mean(record.langevin_distance, _trees.norm(displacement), step),
         nonfinite_gradients=nonfinite_so_far + jnp.where(finite, 0, 1).astype(jnp.int32),
         first_gradient=jax.tree.map(
-            lambda new, kept: jnp.where(first, new, kept), gradient, record.first_gradient
+            lambda new, kept: jnp.where(step == 0, new, kept), gradient, record.first_gradient
         ),
     )
 

@@ -87,29 +87,34 @@ class LocalEntropy:
         calls = self.inner_steps if grads is None else self.inner_steps - 1
         _checks.params(params)
         _checks.stacked(batches, calls, self.inner_steps)
-
-        anchor = self._accumulators(params)
-        chain = self._start(anchor, state)
-        keys = self._step_keys(state, jnp.arange(self.inner_steps))
-        if grads is not None:  # spent as the first Langevin gradient
-            grads = self._incoming(grads, params)
-            chain = self._step(chain, anchor, state.count, 0, _first(keys), grads)
-
         if calls:
             _checks.whole(params)
             evaluate = _checks.gradient_function(grad_fn, value_and_grad_fn, batches, extra_args)
 
-            def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
-                call, key, batch = inputs
-                point = _collectives.varying(
-                    _trees.cast_like(chain.iterate, params), self.batch_axis_name
-                )
-                loss, grads = _collectives.mean(
-                    evaluate(point, call if batches is None else batch), self.batch_axis_name
-                )
-                step = call + (self.inner_steps - calls)
-                return self._step(chain, anchor, state.count, step, key, grads, loss), None
+        anchor = self._accumulators(params)
+        chain = self._start(anchor, state)
+        keys = self._step_keys(state, jnp.arange(self.inner_steps))
+        first_loss = extra_args.get("value")
+        if grads is not None:  # spent as the first Langevin gradient
+            grads = self._incoming(grads, params)
+            chain = self._step(chain, anchor, state.count, 0, _first(keys), grads, first_loss)
 
+        def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
+            call, key, batch = inputs
+            point = _trees.cast_like(chain.iterate, params)
+            loss, grads = _collectives.mean(
+                evaluate(
+                    _collectives.varying(point, self.batch_axis_name),
+                    call if batches is None else batch,
+                ),
+                self.batch_axis_name,
+            )
+            step = call + (self.inner_steps - calls)
+            losses = call if first_loss is None else step
+            chain = self._step(chain, anchor, state.count, step, key, grads, loss, losses)
+            return chain, None
+
+        if calls:
             keys = jax.tree.map(lambda rows: rows[-calls:], keys)
             chain, _ = lax.scan(body, chain, (jnp.arange(calls), keys, batches))
         return self._descend(chain, anchor, params, state, extra_args)
@@ -121,33 +126,35 @@ class LocalEntropy:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, EntropicState]:
-        """One update: one Langevin step; after every L-th, the base optimizer's."""
+        """One update: one Langevin step; after every L-th, the base optimizer's.
+
+        Where x′ turns non-finite, the chain starts afresh from x.
+        """
         _checks.params(params)
         grads = self._incoming(grads, params)
-        anchor = self._accumulators(state.anchor)
         iterate = jax.tree.map(_trees.follow, params, state.langevin_iterate)
         chain = Chain(iterate, state.langevin_average, state.inner_state, state.diagnostics)
+        begin = self._start(self._accumulators(params), state)
+        x, chain = _trees.unless(state.inner_count == 0, (state.anchor, chain), (params, begin))
+
+        anchor = self._accumulators(x)
         key = _first(self._step_keys(state, state.inner_count[None]))
         loss = extra_args.get("value")
         chain = self._step(chain, anchor, state.count, state.inner_count, key, grads, loss)
+        finite = _trees.all_finite(chain.iterate)
+        chain = _trees.unless(~finite, chain, self._afresh(anchor, chain.record))
 
         def move_anchor() -> tuple[optax.Params, EntropicState]:
-            updates, moved = self._descend(chain, anchor, state.anchor, state, extra_args)
-            x = optax.apply_updates(state.anchor, updates)
-            restart = self._start(self._accumulators(x), moved)
-            return x, moved._replace(
-                langevin_iterate=restart.iterate,
-                langevin_average=restart.average,
-                inner_state=restart.inner_state,
-                anchor=x,
-                inner_count=jnp.zeros_like(state.inner_count),
-            )
+            updates, moved = self._descend(chain, anchor, x, state, extra_args)
+            new = optax.apply_updates(x, updates)
+            return new, moved._replace(anchor=new, inner_count=jnp.zeros_like(state.inner_count))
 
         def keep_anchor() -> tuple[optax.Params, EntropicState]:
             return _trees.cast_like(chain.iterate, params), state._replace(
                 langevin_iterate=chain.iterate,
                 langevin_average=chain.average,
                 inner_state=chain.inner_state,
+                anchor=x,
                 inner_count=state.inner_count + 1,
                 diagnostics=chain.record,
             )
@@ -174,13 +181,14 @@ class LocalEntropy:
 
     def _start(self, anchor: optax.Params, state: EntropicState) -> Chain:
         """x′, μ ← x."""
-        inner_state = state.inner_state
-        if self.reset_inner_state:
-            inner_state = self.inner_transform.init(anchor)
         record = state.diagnostics
         if record is not None:  # with a place for the gradient to come
             record = record._replace(first_gradient=anchor)
-        return Chain(anchor, anchor, inner_state, record)
+        chain = self._afresh(anchor, record)
+        return chain if self.reset_inner_state else chain._replace(inner_state=state.inner_state)
+
+    def _afresh(self, anchor: optax.Params, record: Any) -> Chain:
+        return Chain(anchor, anchor, self.inner_transform.init(anchor), record)
 
     def _step(
         self,
@@ -191,6 +199,7 @@ class LocalEntropy:
         key: chex.Array | None,
         grads: optax.Updates,
         loss: chex.Numeric | None = None,
+        losses: chex.Numeric | None = None,
     ) -> Chain:
         """One Langevin step of the whole tree, on one gradient at x′."""
         grads = _trees.cast_like(grads, anchor)
@@ -211,7 +220,8 @@ class LocalEntropy:
         record = chain.record
         if record is not None:
             displacement = jax.tree.map(jnp.subtract, iterate, anchor)
-            record = _diagnostics.observe_step(record, step, loss, grads, displacement)
+            losses = step if losses is None else losses
+            record = _diagnostics.observe_step(record, step, losses, loss, grads, displacement)
         return Chain(iterate, average, inner_state, record)
 
     def _descend(
@@ -244,9 +254,7 @@ class LocalEntropy:
             record = record if self.streaming else record._replace(first_gradient=None)
         updates = _trees.cast_like(updates, params)
         finite = _trees.all_finite(updates)
-        chain = chain._replace(record=None)
-        afresh = Chain(anchor, anchor, self.inner_transform.init(anchor), None)
-        chain = _trees.unless(~finite, chain, afresh)
+        chain = _trees.unless(~finite, chain._replace(record=None), self._afresh(anchor, None))
         return _trees.where(finite, updates, _trees.zeros_like(updates)), state._replace(
             count=optax.safe_increment(state.count),
             langevin_iterate=chain.iterate,
@@ -258,7 +266,7 @@ class LocalEntropy:
 
     def _incoming(self, grads: optax.Updates, params: optax.Params) -> optax.Updates:
         """The caller's gradient, checked and averaged over devices."""
-        _checks.same_tree("grads", grads, params)
+        _checks.incoming(grads, params, self.streaming)
         return _collectives.mean(grads, self.batch_axis_name)
 
     def _step_keys(self, state: EntropicState, steps: chex.Array) -> chex.Array | None:

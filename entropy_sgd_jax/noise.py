@@ -36,7 +36,9 @@ def typed_key(key: Any) -> chex.PRNGKey:
         return jax.random.clone(key)
     if key.ndim == 0:
         return jax.random.key(key)
-    return jax.random.wrap_key_data(key, impl="rbg" if key.shape == (4,) else None)
+    return jax.random.clone(
+        jax.random.wrap_key_data(key, impl="rbg" if key.shape == (4,) else None)
+    )
 
 
 def step_keys(key: chex.PRNGKey, count: chex.Numeric, steps: chex.Array) -> chex.Array:
@@ -45,9 +47,11 @@ def step_keys(key: chex.PRNGKey, count: chex.Numeric, steps: chex.Array) -> chex
     Derived from the one key of the state, which is never split: what a step draws depends on no
     step before it. Only this touches `jax.random`, once for all steps, outside of their loop.
     """
-    update_key = jax.random.fold_in(typed_key(key), count)
+    # Threefry whatever the key is: the other kinds fold in what repeats, or ignore vmap.
+    words = jax.random.key_data(typed_key(key))[:2]
+    update_key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(update_key, steps)
-    return jax.random.key_data(keys)[..., :2]
+    return jax.random.key_data(keys)
 
 
 def draw(source: str, key: chex.Array | None, like: optax.Params) -> Any:

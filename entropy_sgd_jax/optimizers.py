@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import optax
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax import noise as noise_lib
@@ -175,10 +176,10 @@ def entropic(
 
 def entropy_sgd(
     learning_rate: ScalarOrSchedule,
-    momentum: ScalarOrSchedule | None = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     *,
-    inner_momentum: ScalarOrSchedule | None = 0.9,
+    inner_momentum: ArrayLike | None = 0.9,
     inner_nesterov: bool = True,
     inner_steps: int = 20,
     inner_learning_rate: ScalarOrSchedule = 0.1,
@@ -258,11 +259,11 @@ def entropy_sgd(
 
 def entropy_adam(
     learning_rate: ScalarOrSchedule,
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
     *,
-    inner_momentum: ScalarOrSchedule | None = 0.9,
+    inner_momentum: ArrayLike | None = 0.9,
     inner_nesterov: bool = True,
     inner_steps: int = 20,
     inner_learning_rate: ScalarOrSchedule = 0.1,
@@ -325,7 +326,7 @@ def entropy_adam(
     learning_rate = _checks.number("learning_rate", learning_rate)
     b1, b2 = _checks.decay("b1", b1), _checks.decay("b2", b2)
     return entropic(
-        optax.adam(learning_rate, b1, b2, _checks.number("eps", eps)),
+        optax.adam(learning_rate, b1, b2, _checks.number("eps", eps, schedule=False)),
         inner_steps=inner_steps,
         inner_learning_rate=inner_learning_rate,
         scope=scope,

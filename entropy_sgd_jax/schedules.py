@@ -42,10 +42,10 @@ def scoping(
       Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", 2017,
       section 4.3.
     """
-    init_value = _checks.number("init_value", init_value)
-    growth_rate = _checks.number("growth_rate", growth_rate, low=-1, open_end="low")
+    init_value = _checks.number("init_value", init_value, schedule=False)
+    growth_rate = _checks.number("growth_rate", growth_rate, low=-1, open_end="low", schedule=False)
     if max_value is not None:
-        max_value = _checks.number("max_value", max_value)
+        max_value = _checks.number("max_value", max_value, schedule=False)
 
     # log1p keeps the digits of a small growth rate, which 1 + growth_rate would round away.
     is_known = isinstance(growth_rate, float)

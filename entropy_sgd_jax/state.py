@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from entropy_sgd_jax.diagnostics import EntropicDiagnostics
@@ -55,7 +56,8 @@ def anchor_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     """
     for found in _entropic_states(state):
         if found.anchor is not None:
-            params = _overlay(found.anchor, params)
+            # Between two cycles x′ is x, and whatever moved `params` since has moved x.
+            params = _overlay(found.anchor, params, found.inner_count == 0)
     return params
 
 
@@ -111,12 +113,15 @@ def _entropic_states(state: optax.OptState) -> list[EntropicState]:
     return found
 
 
-def _overlay(anchor: optax.Params, params: optax.Params) -> optax.Params:
-    """The leaves of `anchor`, and of `params` where `anchor` has a MaskedNode."""
+def _overlay(anchor: optax.Params, params: optax.Params, at_anchor: chex.Array) -> optax.Params:
+    """The leaves of `anchor`; of `params` where that is x, and where `anchor` has a MaskedNode."""
 
     def is_hidden(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
 
     return jax.tree.map(
-        lambda x, param: param if is_hidden(x) else x, anchor, params, is_leaf=is_hidden
+        lambda x, param: param if is_hidden(x) else jnp.where(at_anchor, param, x),
+        anchor,
+        params,
+        is_leaf=is_hidden,
     )
