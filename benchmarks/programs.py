@@ -117,21 +117,21 @@ def entropy(name: str, task: Task, *, given_grads: bool = False, **options: Any)
         **options,
     )
 
-    def step(carry: Any, batches: Any) -> Any:
-        params, state = carry
-        grads = None
-        if given_grads:
-            grads = task.grad_fn(params, jax.tree.map(lambda leaf: leaf[0], batches))
-            batches = jax.tree.map(lambda leaf: leaf[1:], batches)
-        updates, state = optimizer.update(
-            grads, state, params, grad_fn=task.grad_fn, batches=batches
-        )
-        return (optax.apply_updates(params, updates), state), None
-
     def run(params: Any, state: Any, batches: Any) -> Any:
-        if task.updates == 1:  # a while loop of one round would only hide the inner one
-            return step((params, state), jax.tree.map(lambda leaf: leaf[0], batches))[0]
-        return lax.scan(step, (params, state), batches)[0]
+        def step(carry: Any, update: Any) -> Any:
+            # Batches by number: handing the L of an update over would copy them out first.
+            def grad_fn(point: Any, call: Any) -> Any:
+                batch = jax.tree.map(lambda leaf: leaf[update, call + given_grads], batches)
+                return task.grad_fn(point, batch)
+
+            params, state = carry
+            grads = grad_fn(params, -1) if given_grads else None
+            updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+            return (optax.apply_updates(params, updates), state), None
+
+        if task.updates == 1:  # a loop of one round would only hide the inner one
+            return step((params, state), 0)[0]
+        return lax.scan(step, (params, state), jnp.arange(task.updates))[0]
 
     return _compile(name, run, optimizer, task)
 
