@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 
@@ -17,14 +18,10 @@ def varying(tree: Any, axis_name: Any) -> Any:
     """Marks `tree` as device-dependent, so that its gradient is not summed over the axis.
 
     Under `shard_map(check_vma=True)` the gradient with respect to a replicated value is summed
-    over the devices behind the user's back: a mean of it would be n times too large.
+    over the devices behind the user's back: a mean of it would be n times too large. A select by
+    the device's number is device-dependent, and XLA drops it as both its sides are the same.
     """
-    if axis_name is None or not hasattr(lax, "pcast"):
+    if axis_name is None:
         return tree
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-
-    def mark(leaf: jax.Array) -> jax.Array:
-        missing = tuple(name for name in names if name not in jax.typeof(leaf).vma)
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(mark, tree)
+    always = lax.axis_index(axis_name) >= 0
+    return jax.tree.map(lambda leaf: jnp.where(always, leaf, leaf), tree)

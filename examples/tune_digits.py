@@ -1,12 +1,14 @@
 """Chooses the settings in digits.py: 12 of each optimizer, judged on parts of the training set.
 
-    python examples/tune_digits.py
-    python examples/tune_digits.py --dataset mnist --data-dir DIR --seeds 2
+    python examples/tune_digits.py --seeds 5
+    python examples/tune_digits.py --seeds 1 --effective-epochs 5 --dataset mnist --data-dir DIR
 
-Each setting trains for the default budget on four fifths of the training set. The lowest mean
-error on the last fifth wins, and the lower training loss among equals; for digits, each fifth is
-the last one in turn. The test set takes no part. Before that, a coarser grid of as many settings
-of each optimizer, on digits, set the ranges below.
+These two commands chose them. Each setting trains on four fifths of the training set. The lowest
+mean error on the last fifth wins, and the lower training loss among equals; for digits, each fifth
+is the last one in turn. The test set takes no part. Before that, a coarser grid of as many settings
+of each optimizer, on digits, set the ranges below. MNIST was given the same grids: there the
+winners of Adam, Entropy-SGD and Entropy-Adam lie at an edge, so that none of the three is tuned
+to its best.
 """
 
 from __future__ import annotations
@@ -23,34 +25,18 @@ with one_line_errors("tune_digits.py"):
     from datasets import Dataset, hold_out
     from training import Measurement, train
 
-GRIDS: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
-    "digits": {
-        "Nesterov SGD": {"learning_rate": (0.01, 0.02, 0.05, 0.1), "momentum": (0.9, 0.95, 0.98)},
-        "Adam": {"learning_rate": (3e-3, 0.01, 0.02, 0.03), "b1": (0.8, 0.9, 0.95)},
-        "Entropy-SGD": {
-            "learning_rate": (1.0,),
-            "inner_learning_rate": (0.1, 0.2, 0.3, 0.5),
-            "scope": (0.3, 1.0, 3.0),
-        },
-        "Entropy-Adam": {
-            "learning_rate": (3e-3, 0.01, 0.03),
-            "inner_learning_rate": (0.1, 0.3),
-            "scope": (0.3, 1.0),
-        },
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "Nesterov SGD": {"learning_rate": (0.01, 0.02, 0.05, 0.1), "momentum": (0.9, 0.95, 0.98)},
+    "Adam": {"learning_rate": (3e-3, 0.01, 0.02, 0.03), "b1": (0.8, 0.9, 0.95)},
+    "Entropy-SGD": {
+        "learning_rate": (1.0,),
+        "inner_learning_rate": (0.1, 0.2, 0.3, 0.5),
+        "scope": (0.3, 1.0, 3.0),
     },
-    "mnist": {
-        "Nesterov SGD": {"learning_rate": (0.02, 0.05, 0.1, 0.2), "momentum": (0.8, 0.9, 0.95)},
-        "Adam": {"learning_rate": (3e-4, 1e-3, 2e-3, 3e-3), "b1": (0.8, 0.9, 0.95)},
-        "Entropy-SGD": {
-            "learning_rate": (1.0,),
-            "inner_learning_rate": (0.02, 0.03, 0.05, 0.1),
-            "scope": (0.03, 0.3, 1.0),
-        },
-        "Entropy-Adam": {
-            "learning_rate": (3e-3, 0.01),
-            "inner_learning_rate": (0.02, 0.05, 0.1),
-            "scope": (0.3, 1.0),
-        },
+    "Entropy-Adam": {
+        "learning_rate": (3e-3, 0.01, 0.03),
+        "inner_learning_rate": (0.1, 0.3),
+        "scope": (0.3, 1.0),
     },
 }
 FOLDS = {"digits": range(5), "mnist": range(1)}
@@ -60,7 +46,7 @@ def main() -> None:
     options = digits.parse_arguments("tune_digits.py")
     dataset = digits.load(options)
     folds = [hold_out(dataset, fold) for fold in FOLDS[options.dataset]]
-    for name, grid in GRIDS[options.dataset].items():
+    for name, grid in GRIDS.items():
         for values in itertools.product(*grid.values()):
             arguments = dict(zip(grid, values, strict=True))
             ends = [final_measurement(name, arguments, fold, options) for fold in folds]
