@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import programs
 from flax import nnx
 from jax import lax
-from programs import Task
 from rich.console import Console
+
+import programs
+from entropy_sgd_jax import entropy_sgd
+from programs import Task
 from speed import ENTROPY, RESULTS, print_table
 from timing import environment, interleave, median
-
-from entropy_sgd_jax import entropy_sgd
 
 STEPS = 10  # L, and the gradients per program
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from timing import Program, compile_program
 
 from entropy_sgd_jax import entropy_sgd
+from timing import Program, compile_program
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9

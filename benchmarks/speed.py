@@ -17,10 +17,11 @@ from typing import Any
 
 import jax
 import matplotlib as mpl
-import programs
 import rich.table
-from programs import Task, mlp_task
 from rich.console import Console
+
+import programs
+from programs import Task, mlp_task
 from timing import Measurement, Program, environment, interleave
 
 mpl.use("Agg")

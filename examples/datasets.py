@@ -10,6 +10,7 @@ import zlib
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
 from errors import InputError
 
 UNSIGNED_BYTE = 0x08  # the IDX code of the one data type that MNIST uses

@@ -21,13 +21,13 @@ from errors import InputError, OneLineParser, one_line_errors
 with one_line_errors("digits.py"):
     import jax
     import optax
-    import report
-    from datasets import Dataset, load_digits, load_mnist
     from flax import nnx
     from rich.console import Console
-    from training import Budget, Contestant, Model, make_budget
 
+    import report
+    from datasets import Dataset, load_digits, load_mnist
     from entropy_sgd_jax import entropy_adam, entropy_sgd
+    from training import Budget, Contestant, Model, make_budget
 
 INNER_STEPS = 20  # L: gradient evaluations per update of Entropy-SGD and Entropy-Adam
 
@@ -104,8 +104,8 @@ class Settings(NamedTuple):
     arguments: dict[str, dict[str, float]]  # of the functions in OPTIMIZERS
 
 
-# Chosen by tune_digits.py on parts of the training set, from the same 12 settings of each optimizer
-# for both data sets.
+# Chosen by tune_digits.py on parts of the training set, from 12 settings of each optimizer; the 12
+# are the same for both data sets.
 SETTINGS = {
     "digits": Settings(
         hidden=(64, 64),

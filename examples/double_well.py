@@ -18,9 +18,9 @@ with one_line_errors("double_well.py"):
     import matplotlib.pyplot as plt
     import numpy as np
     import optax
-    from report import figure_path
 
     from entropy_sgd_jax import entropy_sgd, scoping
+    from report import figure_path
 
 SHARP, WIDE = 1.1, -1.1  # centres of the valleys
 STARTS = np.linspace(0.9, 2.6, 10)  # all of them in the sharp valley's basin

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset
-from errors import InputError
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from datasets import Dataset
+from errors import InputError
 from training import Budget, Contestant, Measurement, Model, train
 
 FIGURE_TYPES = (".png", ".pdf", ".svg")

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
+
 from datasets import Dataset
 from errors import InputError
-from jax import lax
 
 MEASUREMENTS = 40  # at most so many points on a curve
 LOSS_EXAMPLES = 10_000  # the training loss is taken on at most the first so many images

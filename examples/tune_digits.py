@@ -19,8 +19,9 @@ import itertools
 from errors import one_line_errors
 
 with one_line_errors("tune_digits.py"):
-    import digits
     import numpy as np
+
+    import digits
     import report
     from datasets import Dataset, hold_out
     from training import Measurement, train

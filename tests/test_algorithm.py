@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 import reference
+from entropy_sgd_jax import entropic, entropy_adam, entropy_sgd, scoping
 from recording import float64, record_noise
 from reference import SGD, Adam, Arrays, Momentum, OuterStep
-
-from entropy_sgd_jax import entropic, entropy_adam, entropy_sgd, scoping
 
 KEY = 5
 UPDATES = 4

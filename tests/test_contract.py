@@ -12,6 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from entropy_sgd_jax import (
+    EntropicDiagnostics,
+    EntropicState,
+    anchor_params,
+    entropic,
+    entropic_diagnostics,
+    entropy_sgd,
+    scoping,
+)
 from helpers import (
     FACTORIES,
     MODES,
@@ -30,16 +40,6 @@ from helpers import (
     rows,
     train,
     training,
-)
-
-from entropy_sgd_jax import (
-    EntropicDiagnostics,
-    EntropicState,
-    anchor_params,
-    entropic,
-    entropic_diagnostics,
-    entropy_sgd,
-    scoping,
 )
 
 L = 3

@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+
 from datasets import MNIST_FILES, hold_out, load_digits, load_mnist, read_idx
 from errors import InputError
 

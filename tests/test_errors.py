@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import FACTORIES, gradient, partition
 
 from entropy_sgd_jax import (
     anchor_params,
@@ -23,6 +22,7 @@ from entropy_sgd_jax import (
     entropy_sgd,
     scoping,
 )
+from helpers import FACTORIES, gradient, partition
 
 L = 3
 PARAMS = {"w": jnp.ones(2), "b": jnp.zeros(())}

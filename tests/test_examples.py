@@ -8,11 +8,12 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-import digits
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import digits
 import report
 import training
 from datasets import Dataset

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from entropy_sgd_jax import anchor_params, entropic, entropic_diagnostics
 from helpers import (
     MODES,
     assert_close,
@@ -21,8 +23,6 @@ from helpers import (
     outer_step,
     rows,
 )
-
-from entropy_sgd_jax import anchor_params, entropic, entropic_diagnostics
 
 L = 5
 STEP_SIZE, SCOPE, AVERAGING, DECAY = 0.3, 0.5, 0.75, 0.9

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from entropy_sgd_jax import EntropicState, anchor_params, entropy_sgd
 from helpers import (
     MODES,
     assert_close,
@@ -24,8 +26,6 @@ from helpers import (
     training,
     without_keys,
 )
-
-from entropy_sgd_jax import EntropicState, anchor_params, entropy_sgd
 
 L = 3
 IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")

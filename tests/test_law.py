@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from recording import record_noise
 from scipy import stats
 
 from entropy_sgd_jax import entropic
+from recording import record_noise
 
 STANDARD_ERRORS = 5
 SAMPLES = 20_000

@@ -12,13 +12,13 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import double_well
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import double_well
 from entropy_sgd_jax import entropic
 
 STANDARD_ERRORS = 5

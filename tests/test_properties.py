@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_finite, layout, training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entropy_sgd_jax import anchor_params, entropy_adam, entropy_sgd
+from helpers import assert_finite, layout, training
 
 L, T = 3, 2
 
