@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import lax
@@ -27,7 +28,7 @@ import programs
 from entropy_sgd_jax import entropy_sgd
 from programs import Task
 from speed import ENTROPY, RESULTS, print_table
-from timing import environment, interleave, median
+from timing import environment, interleave
 
 STEPS = 10  # L, and the gradients per program
 
@@ -160,7 +161,7 @@ def seconds_per_call(function: Callable[..., Any], *arguments: Any) -> float:
         start = time.perf_counter()
         jax.block_until_ready(function(*arguments))
         times.append(time.perf_counter() - start)
-    return median(times)
+    return float(np.median(times))
 
 
 def copy_bandwidth(elements: int) -> float:

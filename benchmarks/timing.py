@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -109,14 +109,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def median(values: Sequence[float]) -> float:
-    """The median, as a plain float."""
-    return float(statistics.median(values))
-
-
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

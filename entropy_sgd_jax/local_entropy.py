@@ -94,7 +94,7 @@ class LocalEntropy:
         anchor = self._accumulators(params)
         chain = self._start(anchor, state)
         keys = self._step_keys(state, jnp.arange(self.inner_steps))
-        first_loss = extra_args.get("value")
+        first_loss = self._incoming_loss(extra_args)
         if grads is not None:  # spent as the first Langevin gradient
             grads = self._incoming(grads, params)
             chain = self._step(chain, anchor, state.count, 0, _first(keys), grads, first_loss)
@@ -139,7 +139,7 @@ class LocalEntropy:
 
         anchor = self._accumulators(x)
         key = _first(self._step_keys(state, state.inner_count[None]))
-        loss = extra_args.get("value")
+        loss = self._incoming_loss(extra_args)
         chain = self._step(chain, anchor, state.count, state.inner_count, key, grads, loss)
         finite = _trees.all_finite(chain.iterate)
         chain = _trees.unless(~finite, chain, self._afresh(anchor, chain.record))
@@ -268,6 +268,10 @@ class LocalEntropy:
         """The caller's gradient, checked and averaged over devices."""
         _checks.incoming(grads, params, self.streaming)
         return _collectives.mean(grads, self.batch_axis_name)
+
+    def _incoming_loss(self, extra_args: dict[str, Any]) -> chex.Numeric | None:
+        """The loss at the caller's gradient, where he passed `value`, averaged over devices."""
+        return _collectives.mean(extra_args.get("value"), self.batch_axis_name)
 
     def _step_keys(self, state: EntropicState, steps: chex.Array) -> chex.Array | None:
         """One key for each Langevin step; None where the noise is statically zero."""

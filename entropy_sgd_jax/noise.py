@@ -2,9 +2,8 @@
 
 The noise of parameter number p under a step's key is transform(hash(p, key)), a pure elementwise
 function. XLA fuses it into the Langevin step instead of writing it to memory, and the random words
-are the same under jit, vmap, pmap and any sharding. `jax.random` would draw the same law at four
-times the cost: its threefry is written to memory round by round on CPU, and costs more than the
-gradient of a fully connected network.
+are the same under jit, vmap, pmap and any sharding. `jax.random` would draw the same law at several
+times the cost: on CPU its threefry is written to memory round by round.
 """
 
 from __future__ import annotations

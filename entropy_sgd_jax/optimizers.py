@@ -80,8 +80,9 @@ def entropic(
     Always call ``update`` under ``jax.jit``: outside, every call compiles the scan anew.
 
     An update that is not finite is not taken: ``updates`` are zero, ``base_state`` stays, x′, μ and
-    ``inner_state`` start afresh from x, and the count goes on. To survive a bad gradient inside
-    the loop, without giving up the other L − 1, put ``optax.apply_if_finite`` or
+    ``inner_state`` start afresh from x, and the count goes on. In streaming mode a Langevin step
+    that is not finite sends x′, μ and ``inner_state`` back to x as well. To survive a bad gradient
+    inside the loop, without giving up the other L − 1, put ``optax.apply_if_finite`` or
     ``optax.zero_nans`` into ``inner_transform``.
 
     Transformations chained *before* this one see only ``grads``; clipping, weight decay and
