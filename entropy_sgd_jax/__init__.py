@@ -2,6 +2,15 @@
 
 from entropy_sgd_jax.diagnostics import EntropicDiagnostics
 from entropy_sgd_jax.optimizers import entropic, entropy_adam, entropy_sgd
+from entropy_sgd_jax.replicas import (
+    add_elastic_coupling,
+    average_over_replicas,
+    diloco,
+    elastic_sgd,
+    parle,
+    replica_average,
+    replicated_sgd,
+)
 from entropy_sgd_jax.schedules import scoping
 from entropy_sgd_jax.state import EntropicState, anchor_params, entropic_diagnostics
 
@@ -10,10 +19,17 @@ __version__ = "0.1.0"
 __all__ = [
     "EntropicDiagnostics",
     "EntropicState",
+    "add_elastic_coupling",
     "anchor_params",
+    "average_over_replicas",
+    "diloco",
+    "elastic_sgd",
     "entropic",
     "entropic_diagnostics",
     "entropy_adam",
     "entropy_sgd",
+    "parle",
+    "replica_average",
+    "replicated_sgd",
     "scoping",
 ]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 _ADVICE = {
     "learning_rate": "1.0 is the paper's start for entropy_sgd, 0.01 or less for entropy_adam.",
@@ -32,6 +33,14 @@ _ADVICE = {
     "base_optimizer": "Pass for example optax.sgd(1.0), called.",
     "inner_transform": "Pass a direction such as optax.trace(0.9) or optax.scale_by_adam(), "
     "without a learning rate of its own, or None.",
+    "strength": "Parle's grows from 1 to 10; 0 lets the replicas go their own ways.",
+    "coupling": "Parle's grows from 1 to 10; 0 lets the replicas go their own ways.",
+    "batch_axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, over "
+    "which the batch is split. Under jit with shardings leave it out.",
+    "axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, over the "
+    "replicas.",
+    "replica_axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, "
+    "over the replicas.",
     "accumulator_dtype": "Pass for example jnp.float32, or None for at least float32.",
     "key": "Pass for example key=0 or key=jax.random.key(0).",
     "grads": "Pass jax.grad of a scalar loss with respect to `params`; in scan mode grads=None is "
@@ -98,6 +107,27 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise _error(name, " or ".join(map(repr, allowed)), repr(value))
     return value
+
+
+def axis_name(name: str, value: Any, *, optional: bool = False) -> Any:
+    """Returns `value`; raises ValueError if it cannot name an axis."""
+    names = value if isinstance(value, tuple) else (value,)
+    is_name = bool(names) and all(isinstance(part, Hashable) and part is not None for part in names)
+    if not is_name and not (optional and value is None):
+        allowed = "the name of an axis, or a tuple of them" + ", or None" * optional
+        raise _error(name, allowed, repr(value))
+    return value
+
+
+def bound(name: str, value: Any) -> None:
+    """Raises ValueError unless the axis is one of a `vmap`, `pmap` or `shard_map` around us."""
+    if value is None:
+        return
+    try:
+        lax.axis_index(value)
+    except NameError:
+        allowed = "an axis of a vmap, pmap or shard_map around this call"
+        raise _error(name, allowed, f"{value!r}, which none of them has") from None
 
 
 def transformation(name: str, value: Any) -> optax.GradientTransformationExtraArgs:

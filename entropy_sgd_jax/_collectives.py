@@ -14,14 +14,23 @@ def mean(tree: Any, axis_name: Any) -> Any:
     return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
-def varying(tree: Any, axis_name: Any) -> Any:
-    """Marks `tree` as device-dependent, so that its gradient is not summed over the axis.
+def wide_mean(tree: Any, axis_name: Any) -> Any:
+    """The mean of `tree` over the axis in at least float32, in which it is returned."""
 
-    Under `shard_map(check_vma=True)` the gradient with respect to a replicated value is summed
-    over the devices behind the user's back: a mean of it would be n times too large. A select by
-    the device's number is device-dependent, and XLA drops it as both its sides are the same.
+    def widen(leaf: Any) -> jax.Array:
+        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+
+    return mean(jax.tree.map(widen, tree), axis_name)
+
+
+def varying(tree: Any, *like: Any) -> Any:
+    """Marks `tree` as device-dependent over every axis over which an array of `like` is.
+
+    Under `shard_map(check_vma=True)` what depends on the device has another type than what does
+    not, and a loop wants one type all the way. A select is as device-dependent as its condition,
+    and XLA drops it, since both its sides are the same.
     """
-    if axis_name is None:
-        return tree
-    always = lax.axis_index(axis_name) >= 0
-    return jax.tree.map(lambda leaf: jnp.where(always, leaf, leaf), tree)
+    condition = jnp.zeros((), bool)
+    for array in like:
+        condition |= jnp.any(array != array)
+    return jax.tree.map(lambda leaf: lax.select_n(condition, leaf, leaf), tree)

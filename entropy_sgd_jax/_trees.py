@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -25,14 +26,14 @@ def where(condition: chex.Array, chosen: Any, otherwise: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)
 
 
-def unless(condition: chex.Array, tree: Any, otherwise: Any) -> Any:
-    """`tree` unless the condition holds, in which rare case `otherwise`.
+def unless(condition: chex.Array, tree: Any, otherwise: Callable[[], Any]) -> Any:
+    """`tree` unless the condition holds, in which rare case `otherwise()`.
 
     A loop of no or one round, and free where it has none: XLA runs loops in place, while a cond
     copies whatever passes through it, and a select reads both trees.
     """
     return lax.while_loop(
-        lambda carry: carry[0], lambda carry: (~carry[0], otherwise), (condition, tree)
+        lambda carry: carry[0], lambda carry: (~carry[0], otherwise()), (condition, tree)
     )[1]
 
 
@@ -46,7 +47,8 @@ def all_finite(tree: Any) -> chex.Array:
     if not leaves:
         return jnp.array(True)
     halves = jnp.stack([*leaves, *leaves[: len(leaves) % 2]]).reshape(2, -1)
-    return lax.fori_loop(0, 2, lambda i, finite: finite & jnp.all(halves[i]), jnp.array(True))
+    start = halves[0, 0] | True  # as device-dependent as the leaves
+    return lax.fori_loop(0, 2, lambda i, finite: finite & jnp.all(halves[i]), start)
 
 
 def inner_product(a: Any, b: Any) -> chex.Array:
@@ -74,3 +76,15 @@ def follow(param: chex.Array, iterate: chex.Array) -> chex.Array:
         lax.bitcast_convert_type(jnp.asarray(x, dtype), word) for x in (iterate, param)
     )
     return jnp.where(rounded == given, iterate, jnp.asarray(param, iterate.dtype))
+
+
+def settle(param: chex.Array, anchor: chex.Array, iterate: chex.Array) -> chex.Array:
+    """x where `params` is x, but for the rounding of params + (x − params).
+
+    `params` rules here too; but without this, replicas that all hold the same x would drift apart
+    by roundings that differ, and x would be another than in scan mode.
+    """
+    dtype = jnp.result_type(anchor)
+    sizes = (jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in (anchor, iterate))
+    rounding = 4 * jnp.finfo(dtype).eps * sum(sizes)
+    return jnp.where(jnp.abs(param - anchor) <= rounding, anchor, param)

@@ -104,7 +104,7 @@ class LocalEntropy:
             point = _trees.cast_like(chain.iterate, params)
             loss, grads = _collectives.mean(
                 evaluate(
-                    _collectives.varying(point, self.batch_axis_name),
+                    self._local(point),
                     call if batches is None else batch,
                 ),
                 self.batch_axis_name,
@@ -134,20 +134,25 @@ class LocalEntropy:
         grads = self._incoming(grads, params)
         iterate = jax.tree.map(_trees.follow, params, state.langevin_iterate)
         chain = Chain(iterate, state.langevin_average, state.inner_state, state.diagnostics)
-        begin = self._start(self._accumulators(params), state)
-        x, chain = _trees.unless(state.inner_count == 0, (state.anchor, chain), (params, begin))
+
+        def begin() -> tuple[optax.Params, Chain]:
+            x = jax.tree.map(_trees.settle, params, state.anchor, state.langevin_iterate)
+            return x, self._start(self._accumulators(x), state)
+
+        x, chain = _trees.unless(state.inner_count == 0, (state.anchor, chain), begin)
 
         anchor = self._accumulators(x)
         key = _first(self._step_keys(state, state.inner_count[None]))
         loss = self._incoming_loss(extra_args)
         chain = self._step(chain, anchor, state.count, state.inner_count, key, grads, loss)
         finite = _trees.all_finite(chain.iterate)
-        chain = _trees.unless(~finite, chain, self._afresh(anchor, chain.record))
+        record = chain.record
+        chain = _trees.unless(~finite, chain, lambda: self._afresh(anchor, state, record))
 
         def move_anchor() -> tuple[optax.Params, EntropicState]:
             updates, moved = self._descend(chain, anchor, x, state, extra_args)
             new = optax.apply_updates(x, updates)
-            return new, moved._replace(anchor=new, inner_count=jnp.zeros_like(state.inner_count))
+            return new, moved._replace(anchor=new, inner_count=0 * state.inner_count)
 
         def keep_anchor() -> tuple[optax.Params, EntropicState]:
             return _trees.cast_like(chain.iterate, params), state._replace(
@@ -184,11 +189,16 @@ class LocalEntropy:
         record = state.diagnostics
         if record is not None:  # with a place for the gradient to come
             record = record._replace(first_gradient=anchor)
-        chain = self._afresh(anchor, record)
+        chain = self._afresh(anchor, state, record)
         return chain if self.reset_inner_state else chain._replace(inner_state=state.inner_state)
 
-    def _afresh(self, anchor: optax.Params, record: Any) -> Chain:
-        return Chain(anchor, anchor, self.inner_transform.init(anchor), record)
+    def _afresh(self, anchor: optax.Params, state: EntropicState, record: Any) -> Chain:
+        """A chain at x, as device-dependent as the one that takes its place."""
+        like = [state.count, *jax.tree.leaves(anchor)[:1]]
+        iterate, inner_state = _collectives.varying(
+            (anchor, self.inner_transform.init(anchor)), *like
+        )
+        return Chain(iterate, iterate, inner_state, record)
 
     def _step(
         self,
@@ -254,7 +264,8 @@ class LocalEntropy:
             record = record if self.streaming else record._replace(first_gradient=None)
         updates = _trees.cast_like(updates, params)
         finite = _trees.all_finite(updates)
-        chain = _trees.unless(~finite, chain._replace(record=None), self._afresh(anchor, None))
+        chain = chain._replace(record=None)
+        chain = _trees.unless(~finite, chain, lambda: self._afresh(anchor, state, None))
         return _trees.where(finite, updates, _trees.zeros_like(updates)), state._replace(
             count=optax.safe_increment(state.count),
             langevin_iterate=chain.iterate,
@@ -264,9 +275,21 @@ class LocalEntropy:
             diagnostics=record,
         )
 
+    def _local(self, point: optax.Params) -> optax.Params:
+        """x′ as the device's own, so that its gradient is that of the device's own loss.
+
+        Under `shard_map(check_vma=True)` the gradient at a replicated point is summed over the
+        devices behind the user's back: a mean of it would be n times too large.
+        """
+        if self.batch_axis_name is None:
+            return point
+        _checks.bound("batch_axis_name", self.batch_axis_name)
+        return _collectives.varying(point, lax.axis_index(self.batch_axis_name))
+
     def _incoming(self, grads: optax.Updates, params: optax.Params) -> optax.Updates:
         """The caller's gradient, checked and averaged over devices."""
         _checks.incoming(grads, params, self.streaming)
+        _checks.bound("batch_axis_name", self.batch_axis_name)
         return _collectives.mean(grads, self.batch_axis_name)
 
     def _incoming_loss(self, extra_args: dict[str, Any]) -> chex.Numeric | None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax.diagnostics import EntropicDiagnostics
 
 
@@ -34,7 +35,8 @@ def anchor_params(state: optax.OptState, params: optax.Params) -> optax.Params:
 
     Args:
       state: the optimizer's state; the EntropicState may be at any depth of it, and there may be
-        several, one for each group of `optax.partition`.
+        several, one for each group of `optax.partition`. With `params` it may be a stack of
+        replicas, along leading axes.
       params: the parameters of the training loop. Leaves that `optax.masked` hides from the
         optimizer are returned from here.
 
@@ -57,7 +59,7 @@ def anchor_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     for found in _entropic_states(state):
         if found.anchor is not None:
             # Between two cycles x′ is x, and whatever moved `params` since has moved x.
-            params = _overlay(found.anchor, params, found.inner_count == 0)
+            params = _overlay(found, params)
     return params
 
 
@@ -113,15 +115,19 @@ def _entropic_states(state: optax.OptState) -> list[EntropicState]:
     return found
 
 
-def _overlay(anchor: optax.Params, params: optax.Params, at_anchor: chex.Array) -> optax.Params:
-    """The leaves of `anchor`; of `params` where that is x, and where `anchor` has a MaskedNode."""
+def _overlay(state: EntropicState, params: optax.Params) -> optax.Params:
+    """x where `state` has it, and `params` where `state` has a MaskedNode."""
+    between_cycles = state.inner_count == 0
 
     def is_hidden(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
 
-    return jax.tree.map(
-        lambda x, param: param if is_hidden(x) else jnp.where(at_anchor, param, x),
-        anchor,
-        params,
-        is_leaf=is_hidden,
-    )
+    def choose(x: Any, param: Any, iterate: Any) -> Any:
+        if is_hidden(x):
+            return param
+        # A stack of replicas has one count for each.
+        trailing = (1,) * (jnp.ndim(x) - jnp.ndim(between_cycles))
+        moved = between_cycles.reshape(between_cycles.shape + trailing)
+        return jnp.where(moved, _trees.settle(param, x, iterate), x)
+
+    return jax.tree.map(choose, state.anchor, params, state.langevin_iterate, is_leaf=is_hidden)
