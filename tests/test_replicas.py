@@ -218,9 +218,7 @@ def test_local_sgd_with_one_step_is_data_parallel_sgd() -> None:
 
 def test_elastic_sgd_is_its_equations() -> None:
     with double_precision():
-        tx = esj.elastic_sgd(
-            0.1, replica_axis_name="replica", coupling=lambda t: 0.5 + 0.05 * t
-        )
+        tx = esj.elastic_sgd(0.1, replica_axis_name="replica", coupling=lambda t: 0.5 + 0.05 * t)
 
         def step(params: Any, state: Any, target: Any) -> Any:
             updates, state = tx.update(grad_fn(params, target), state, params)
@@ -425,3 +423,24 @@ def test_streaming_synchronises_in_a_branch() -> None:
     branch = re.search(r'"stablehlo.case"(.*?)\n    \}\) : ', text, re.DOTALL)
     assert branch is not None
     assert text.count("stablehlo.all_reduce") == branch[1].count("stablehlo.all_reduce") > 0
+
+
+@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="jax.shard_map came with JAX 0.6")
+def test_replicas_communicate_one_lth_of_data_parallel_sgd() -> None:
+    program = pathlib.Path(__file__).parents[1] / "benchmarks" / "communication.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    parameters = 64 * 256 + 256 + 256 * 10 + 10
+    assert [record["inner_steps"] for record in records] == [20, 500]
+    for record in records:
+        everything = 4 * parameters
+        assert record["bytes"] == {
+            "data-parallel SGD": everything,
+            "data-parallel Entropy-SGD": everything,
+            "Parle": everything / record["inner_steps"],
+            "DiLoCo": everything / record["inner_steps"],
+            "DiLoCo, streaming": everything / record["inner_steps"],
+        }
