@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from entropy_sgd_jax import anchor_params, entropy_sgd
 
@@ -44,16 +44,23 @@ def grad_of_the_mean(params: Any, batch: Any) -> Any:
     return jax.grad(lambda params: lax.pmean(loss(params, batch), "d"))(params)
 
 
-def recipe(streaming: bool, axis: str | None, grad_fn: Any = local_grad) -> Any:
+def recipe(
+    streaming: bool, axis: str | None, grad_fn: Any = local_grad, wrapped: bool = False
+) -> Any:
     tx = entropy_sgd(
         0.7, 0.9, inner_steps=L, noise_scale=0.01, streaming=streaming, batch_axis_name=axis
     )
+    if wrapped:
+        steps = optax.MultiSteps(optax.chain(tx, optax.scale(0.9)), 2)
+        tx = optax.GradientTransformationExtraArgs(steps.init, steps.update)
+        tx = optax.apply_if_finite(tx, 3)
 
     def update(params: Any, state: Any, inputs: Any, targets: Any) -> Any:
         if not streaming:
-            updates, state = tx.update(
-                None, state, params, grad_fn=grad_fn, batches=(inputs, targets)
-            )
+            # The wrappers look at the gradients, and so do not take None for them.
+            grads = grad_fn(params, (inputs[0], targets[0])) if wrapped else None
+            batches = (inputs[1:], targets[1:]) if wrapped else (inputs, targets)
+            updates, state = tx.update(grads, state, params, grad_fn=grad_fn, batches=batches)
             return optax.apply_updates(params, updates), state
         for batch in zip(inputs, targets, strict=True):
             updates, state = tx.update(grad_fn(params, batch), state, params)
@@ -97,22 +104,29 @@ def pmapped(tx: Any, update: Any) -> Any:
 
 
 def sharded(tx: Any, update: Any, mesh: Mesh) -> Any:
-    """Parameters and their x′ and μ split over the devices, as in FSDP."""
+    """Parameters, x′ and μ split over the devices, as in FSDP, and the batches too."""
 
     def put(leaf: jax.Array) -> jax.Array:
         spec = PartitionSpec("d") if leaf.shape == (8,) else PartitionSpec()
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     params = jax.tree.map(put, START)
-    state = jax.jit(tx.init)(params)
-    batches = zip(INPUTS, TARGETS, strict=True)
-    params, state = train(tx, jax.jit(update), params, state, batches)
-    assert state.langevin_iterate["w"].sharding.spec == PartitionSpec("d")
-    return anchor_params(state, params)
+    split = NamedSharding(mesh, PartitionSpec(None, "d"))
+    batches = [jax.device_put(pair, split) for pair in zip(INPUTS, TARGETS, strict=True)]
+    with jax.set_mesh(mesh):
+        state = jax.jit(tx.init)(params)
+        params, state = train(tx, jax.jit(update), params, state, batches)
+        assert state.langevin_iterate["w"].sharding.spec == PartitionSpec("d")
+        return jax.device_get(anchor_params(state, params))
+
+
+def gap(one: Any, many: Any) -> float:
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one, many)))
 
 
 def main() -> None:
-    mesh = Mesh(np.array(jax.devices()), ("d",))
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Auto,))
+    explicit = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
     found = {}
     for mode in ("scan", "streaming"):
         streaming = mode == "streaming"
@@ -128,14 +142,23 @@ def main() -> None:
                 *recipe(streaming, "d", averaged_grad), mesh, False
             ),
             "jit, sharded parameters": sharded(*recipe(streaming, None), mesh),
+            "jit, sharded parameters, explicit mesh": sharded(*recipe(streaming, None), explicit),
         }
         if not streaming:
             ends["shard_map, check_vma=True, averaged already"] = shard_mapped(
                 *recipe(streaming, "d", averaged_grad), mesh, True
             )
-        for name, many in ends.items():
-            gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one, many)
-            found[f"{mode}, {name}"] = max(jax.tree.leaves(gaps))
+        found |= {f"{mode}, {name}": gap(one, many) for name, many in ends.items()}
+
+        # Inside chain, MultiSteps and apply_if_finite; the gradient is taken outside in both modes.
+        one = end(*recipe(streaming, None, wrapped=True))
+        ends = {
+            "pmap": pmapped(*recipe(streaming, "d", wrapped=True)),
+            "shard_map, check_vma=False": shard_mapped(
+                *recipe(streaming, "d", wrapped=True), mesh, False
+            ),
+        }
+        found |= {f"{mode}, {name}, wrapped": gap(one, many) for name, many in ends.items()}
     print(json.dumps(found))
 
 
