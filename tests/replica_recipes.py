@@ -51,9 +51,7 @@ def make_parle(**arguments: Any) -> Any:
 
 
 def make_diloco(**arguments: Any) -> Any:
-    return diloco(
-        replica_axis_name="replica", inner_steps=L, inner_learning_rate=0.01, **arguments
-    )
+    return diloco(replica_axis_name="replica", inner_steps=L, inner_learning_rate=0.01, **arguments)
 
 
 def one_update(tx: Any, streaming: bool, data_axis: str | None, mean_loss: bool) -> Any:
