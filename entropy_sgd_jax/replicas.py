@@ -183,6 +183,10 @@ def parle(
     Cost of an update: L gradient evaluations in each replica, and one all-reduce of the
     parameters, which is 1/L of data-parallel SGD's communication.
 
+    All other arguments are ``entropic``'s. The authors take ``optax.trace(0.9, nesterov=True)`` as
+    ``inner_transform`` and keep its state, with ``noise_scale=0`` and ``averaging=0.25``. Each
+    replica may itself be data-parallel, over ``batch_axis_name``.
+
     Args:
       learning_rate: η, the outer step; 0.1 in the authors' code.
       momentum: of the outer steps, in [0, 1); None for none.
@@ -193,11 +197,6 @@ def parle(
         steps. The authors' grows as ``scoping(1.0, rate, 10.0)``, and their scope as
         ``scoping(0.01, rate, 1.0)``, with rate = 1 / (2 × mini-batches per epoch).
       inner_steps: L; 25 in the paper.
-
-      All others are ``entropic``'s. The authors' inner steps are
-      ``inner_transform=optax.trace(0.9, nesterov=True)``, ``reset_inner_state=False``,
-      ``noise_scale=0``, ``averaging=0.25``. Each replica may itself be data-parallel, over
-      ``batch_axis_name``.
 
     Returns:
       A transformation whose state is an ``EntropicState``. The model to report is
@@ -395,6 +394,9 @@ def diloco(
     parameters, which is 1/L of data-parallel SGD's communication. In streaming mode the all-reduce
     is in the branch that every L-th update takes.
 
+    All other arguments are ``entropic``'s. Each replica may itself be data-parallel, over
+    ``batch_axis_name``.
+
     Args:
       learning_rate: of the outer step; 0.7 is DiLoCo's. 1.0 without momentum sets x to the mean
         of the x′ (local SGD, federated averaging).
@@ -408,9 +410,6 @@ def diloco(
         of ``optax.adamw``: ``optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))``.
       averaging: weight of the newest x′ in the mean that stands for it; 1 keeps the last.
       reset_inner_state: whether each outer step starts the inner optimizer afresh.
-
-      All others are ``entropic``'s. Each replica may itself be data-parallel, over
-      ``batch_axis_name``.
 
     Returns:
       A transformation whose state is an ``EntropicState``. The replicas' x stay equal.
