@@ -11,12 +11,22 @@ import sys
 import jax
 import pytest
 
+import entropy_sgd_jax
+from entropy_sgd_jax import flatness
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
     page
     for page in (ROOT / "docs").glob("*.md")
     if re.search(r"^```python$", page.read_text(), re.MULTILINE)
 )
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", page, re.MULTILINE)
+    public = [*entropy_sgd_jax.__all__, *flatness.__all__]
+    assert sorted(listed) == sorted(name for name in public if name != "plots")
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="the pages are for a newer JAX")
