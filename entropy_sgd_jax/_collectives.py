@@ -30,7 +30,15 @@ def varying(tree: Any, *like: Any) -> Any:
     not, and a loop wants one type all the way. A select is as device-dependent as its condition,
     and XLA drops it, since both its sides are the same.
     """
+    if not _inside_shard_map():
+        return tree
     condition = jnp.zeros((), bool)
     for array in like:
         condition |= jnp.any(array != array)
     return jax.tree.map(lambda leaf: lax.select_n(condition, leaf, leaf), tree)
+
+
+def _inside_shard_map() -> bool:
+    """Whether arrays may differ by device; a JAX that cannot tell does not check it either."""
+    mesh = getattr(jax.sharding, "get_abstract_mesh", None)
+    return mesh is not None and bool(mesh().manual_axes)
