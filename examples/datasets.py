@@ -1,4 +1,4 @@
-"""The data of the examples: scikit-learn's digits, and MNIST from the published IDX files."""
+"""Data sets: scikit-learn's digits, and MNIST or Fashion-MNIST from the published IDX files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ PIECE = 1 << 20  # bytes read at a time
 DIGITS_TRAIN = 1280  # of 1797 images; the other 517 are the test set
 
 MNIST_FILES = {
-    "train_images": "train-images-idx3-ubyte",
+    "train_inputs": "train-images-idx3-ubyte",
     "train_labels": "train-labels-idx1-ubyte",
-    "test_images": "t10k-images-idx3-ubyte",
+    "test_inputs": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
 
 
 class Dataset(NamedTuple):
-    """A classification task. Images are grey, with mean 0 and variance 1 over the training set."""
+    """A classification task. Where a part of the training set is held out, that is the test set."""
 
-    train_images: np.ndarray  # float32, shape (examples, height, width)
-    train_labels: np.ndarray  # int32 from 0 to 9, shape (examples,)
-    test_images: np.ndarray
+    train_inputs: np.ndarray  # images: (examples, height, width, ...); text: (windows, length)
+    train_labels: np.ndarray  # images: (examples,); text: (windows, length), or fewer, the last
+    test_inputs: np.ndarray
     test_labels: np.ndarray
 
 
@@ -48,20 +48,47 @@ def load_digits() -> Dataset:
 
 
 def load_mnist(directory: str | os.PathLike[str]) -> Dataset:
-    """MNIST from its four published files, each plain or packed as .gz, in `directory`."""
-    paths = {field: _find(pathlib.Path(directory), name) for field, name in MNIST_FILES.items()}
+    """MNIST as `read_mnist` gives it, with mean 0 and variance 1 over the training set."""
+    return _standardise(read_mnist(directory))
+
+
+def read_mnist(directory: str | os.PathLike[str], validation: int = 0) -> Dataset:
+    """MNIST from its four published files, each plain or packed as .gz, in `directory`.
+
+    With `validation`, so many images from the end of the training set stand in the place of the
+    test set, whose files are then not opened.
+    """
+    names = {
+        field: name
+        for field, name in MNIST_FILES.items()
+        if field.startswith("train") or not validation
+    }
+    paths = {field: _find(pathlib.Path(directory), name) for field, name in names.items()}
     parts = {
-        field: read_idx(path, dimensions=3 if field.endswith("images") else 1)
+        field: read_idx(path, dimensions=3 if field.endswith("inputs") else 1)
         for field, path in paths.items()
     }
-    for part in ("train", "test"):
-        _check_pair(paths, parts, f"{part}_images", f"{part}_labels")
-    return _standardise(Dataset(**parts))
+    for part in ("train",) if validation else ("train", "test"):
+        _check_pair(paths, parts, f"{part}_inputs", f"{part}_labels")
+    if validation:
+        return split_end(parts["train_inputs"], parts["train_labels"], validation)
+    return Dataset(**parts)
+
+
+def split_end(inputs: np.ndarray, labels: np.ndarray, validation: int) -> Dataset:
+    """The last `validation` examples in the place of the test set."""
+    if validation >= len(labels):
+        raise InputError(
+            f"--validation {validation} leaves nothing of the {len(labels):,} training examples"
+        )
+    return Dataset(
+        inputs[:-validation], labels[:-validation], inputs[-validation:], labels[-validation:]
+    )
 
 
 def hold_out(dataset: Dataset, fold: int, folds: int = 5) -> Dataset:
     """Puts one fold of the training set in the place of the test set, to tune on."""
-    images, labels = dataset.train_images, dataset.train_labels
+    images, labels = dataset.train_inputs, dataset.train_labels
     held = np.arange(len(labels)) * folds // len(labels) == fold
     return Dataset(images[~held], labels[~held], images[held], labels[held])
 
@@ -150,14 +177,14 @@ def _check_pair(paths: dict, parts: dict, images: str, labels: str) -> None:
 
 def _standardise(dataset: Dataset) -> Dataset:
     """Shifts and scales all pixels alike; the test set has no part in the two numbers."""
-    mean, deviation = dataset.train_images.mean(), dataset.train_images.std()
+    mean, deviation = dataset.train_inputs.mean(), dataset.train_inputs.std()
 
     def scale(images: np.ndarray) -> np.ndarray:
         return (images.astype(np.float32) - np.float32(mean)) / np.float32(deviation or 1)
 
     return Dataset(
-        scale(dataset.train_images),
+        scale(dataset.train_inputs),
         dataset.train_labels.astype(np.int32),
-        scale(dataset.test_images),
+        scale(dataset.test_inputs),
         dataset.test_labels.astype(np.int32),
     )

@@ -12,8 +12,11 @@ INSTALL = {
     "entropy_sgd_jax": 'pip install -e ".[examples]"  (in the root of the repository)',
     "flax": 'pip install "entropy-sgd-jax[examples]"',
     "matplotlib": 'pip install "entropy-sgd-jax[examples]"',
+    "orbax": 'pip install "entropy-sgd-jax[examples]"',
+    "pooch": 'pip install "entropy-sgd-jax[examples]"',
     "rich": 'pip install "entropy-sgd-jax[examples]"',
     "sklearn": 'pip install "entropy-sgd-jax[examples]"',
+    "tensorboardX": 'pip install "entropy-sgd-jax[examples]"',
 }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,8 +28,25 @@ class Curves(NamedTuple):
     name: str
     gradient_evaluations: np.ndarray  # per seed, shape (measurements,)
     train_loss: np.ndarray  # shape (measurements, seeds)
+    test_loss: np.ndarray  # shape (measurements, seeds)
     test_error: np.ndarray  # percent, shape (measurements, seeds)
     evaluations_per_second: float  # all seeds together, median over training
+
+
+class Score(NamedTuple):
+    """What a task is judged by; the lower the better."""
+
+    name: str  # as in "test error"
+    unit: str
+    of: Callable[[Any], np.ndarray]  # from Curves or a Measurement
+    digits: str = ".2f"
+
+
+SCORES = {
+    "error": Score("error", "%", lambda curves: curves.test_error),
+    "nats": Score("loss", "nats per symbol", lambda curves: curves.test_loss, ".3f"),
+    "perplexity": Score("perplexity", "", lambda curves: np.exp(curves.test_loss)),
+}
 
 
 def train_all(
@@ -56,8 +73,8 @@ def train_all(
 
 def collect(name: str, measurements: Iterable[Measurement]) -> Curves:
     """The median ignores the measurement before training, whose rate is not a number."""
-    evaluations, losses, errors, rates = map(np.array, zip(*measurements, strict=True))
-    return Curves(name, evaluations, losses, errors, float(np.nanmedian(rates)))
+    *values, rates = map(np.array, zip(*measurements, strict=True))
+    return Curves(name, *values, float(np.median(rates[1:])) if len(rates) > 1 else math.nan)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -65,6 +82,7 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=14),
         TextColumn("{task.fields[loss]:>11}"),
+        TextColumn("{task.fields[error]:>13}"),
         TextColumn("{task.fields[rate]:>18}"),
         TimeRemainingColumn(),
         TextColumn("left"),
@@ -77,12 +95,13 @@ def follow(
 ) -> Iterator[Measurement]:
     """Passes the measurements on, and shows each on a bar."""
     total = budget.gradient_evaluations
-    task = progress.add_task(name, total=total, loss="", rate="compiling")
+    task = progress.add_task(name, total=total, loss="", error="", rate="compiling")
     for measurement in measurements:
         done, rate = measurement.gradient_evaluations, measurement.evaluations_per_second
         shown = "compiling" if math.isnan(rate) else f"{rate:,.0f} gradients/s"
         loss = f"loss {measurement.train_loss.mean():.4f}"
-        progress.update(task, completed=done, loss=loss, rate=shown)
+        error = f"error {measurement.test_error.mean():.2f} %"
+        progress.update(task, completed=done, loss=loss, error=error, rate=shown)
         yield measurement
 
 
@@ -94,17 +113,19 @@ def standard_error(values: np.ndarray) -> np.ndarray:
     return values.std(axis=-1, ddof=1) / math.sqrt(seeds)
 
 
-def results_table(curves: list[Curves], title: str) -> Table:
+def results_table(
+    curves: list[Curves], title: str, score: Score = SCORES["error"], part: str = "test"
+) -> Table:
     """The last measurement of every optimizer: not its best, which would flatter the noisiest."""
     table = Table(title=title, caption=_caption(curves), caption_justify="left")
     table.add_column("optimizer")
-    table.add_column("test error, %", justify="right")
+    table.add_column(", ".join(filter(None, (f"{part} {score.name}", score.unit))), justify="right")
     table.add_column("training loss", justify="right")
     table.add_column("gradient evaluations/s", justify="right")
     for curve in curves:
         table.add_row(
             curve.name,
-            mean_and_spread(curve.test_error[-1], ".2f"),
+            mean_and_spread(score.of(curve)[-1], score.digits),
             mean_and_spread(curve.train_loss[-1], ".2e"),
             f"{curve.evaluations_per_second:,.0f}",
         )
@@ -129,16 +150,25 @@ def mean_and_spread(values: np.ndarray, digits: str) -> str:
     return f"{mean:{digits}}" if np.isnan(error) else f"{mean:{digits}} ± {error:{digits}}"
 
 
-def save_figure(curves: list[Curves], title: str, path: pathlib.Path) -> None:
-    """Training loss and test error against gradient evaluations, with bands over the seeds."""
+def save_figure(
+    curves: list[Curves],
+    title: str,
+    path: pathlib.Path,
+    score: Score = SCORES["error"],
+    part: str = "test",
+) -> None:
+    """Training loss and score against gradient evaluations, with bands over the seeds."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    loss_axes, error_axes = figure.subplots(1, 2)
+    loss_axes, score_axes = figure.subplots(1, 2)
     for curve in curves:
         _draw(loss_axes, curve, curve.train_loss)
-        _draw(error_axes, curve, curve.test_error)
-    loss_axes.set(ylabel="training loss (mean cross-entropy, nats)", yscale="log")
-    error_axes.set(ylabel="test error (%)", ylim=_error_limits(curves))
-    for axes in (loss_axes, error_axes):
+        _draw(score_axes, curve, score.of(curve))
+    # Of text the loss falls by half at most; elsewhere by powers of ten.
+    scale = "log" if score.name == "error" else "linear"
+    loss_axes.set(ylabel="training loss (mean cross-entropy, nats)", yscale=scale)
+    unit = f" ({score.unit})" if score.unit else ""
+    score_axes.set(ylabel=f"{part} {score.name}{unit}", ylim=_limits(curves, score))
+    for axes in (loss_axes, score_axes):
         axes.set(xlabel="gradient evaluations per seed")
         axes.margins(x=0)
         axes.grid(alpha=0.25)
@@ -147,19 +177,27 @@ def save_figure(curves: list[Curves], title: str, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _error_limits(curves: list[Curves]) -> tuple[float, float]:
+def _limits(curves: list[Curves], score: Score) -> tuple[float, float] | None:
     """Leaves out the untrained start, beside which the ends would look all alike."""
-    means = [curve.test_error.mean(axis=-1) for curve in curves]
-    worst_end = max(mean[-1] for mean in means)
-    return 0.8 * min(mean.min() for mean in means), max(2 * worst_end, 1)
+    means = np.concatenate([score.of(curve).mean(axis=-1) for curve in curves])
+    ends = np.array([score.of(curve)[-1].mean() for curve in curves])
+    if not np.isfinite(means).all():
+        return None  # a training diverged
+    least, worst_end = means.min(), ends.max()
+    if score.name == "error":
+        return 0.8 * least, min(max(2 * worst_end, 1), 100)
+    return 0.97 * least, min(1.3 * worst_end, 1.01 * means.max())
+
+
+# A method and its entropic form share a colour; the entropic one is solid.
+COLOURS = {"SGD": "tab:blue", "Adam": "tab:orange", "SAM": "tab:green", "Parle": "tab:red"}
 
 
 def _draw(axes: Axes, curve: Curves, values: np.ndarray) -> None:
     """A line for the mean over the seeds and a band of one standard error around it."""
     mean, error = values.mean(axis=-1), standard_error(values)
-    # A method and its entropic form share a colour; the entropic one is solid.
-    colour = "tab:blue" if curve.name.endswith("SGD") else "tab:orange"
-    style = "-" if curve.name.startswith("Entropy") else "--"
+    colour = next((own for name, own in COLOURS.items() if curve.name.endswith(name)), "tab:purple")
+    style = "-" if curve.name.startswith(("Entropy", "Parle")) else "--"
     axes.plot(curve.gradient_evaluations, mean, style, color=colour, label=curve.name)
     axes.fill_between(
         curve.gradient_evaluations, mean - error, mean + error, color=colour, alpha=0.2, lw=0

@@ -60,7 +60,7 @@ def final_measurement(
     name: str, arguments: dict[str, float], dataset: Dataset, options: argparse.Namespace
 ) -> Measurement:
     budget, model = digits.prepare(options, dataset)
-    contestant = digits.OPTIMIZERS[name](budget, **arguments)
+    contestant = digits.make_contestant(name, budget, arguments)
     *_, last = train(contestant, model, dataset, budget, options.seeds)
     return last
 

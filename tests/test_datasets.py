@@ -30,7 +30,7 @@ def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
 
 def write_mnist(folder: pathlib.Path, ending: str = "", **replaced: np.ndarray) -> None:
     for field, name in MNIST_FILES.items():
-        array = replaced.get(field, IMAGES if field.endswith("images") else LABELS)
+        array = replaced.get(field, IMAGES if field.endswith("inputs") else LABELS)
         write(folder / f"{name}{ending}", idx_bytes(array))
 
 
@@ -119,17 +119,17 @@ def test_plain_file_named_gz_is_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_mnist_puts_each_file_in_its_place(tmp_path, ending):
-    write_mnist(tmp_path, ending, test_images=IMAGES[:2], test_labels=LABELS[:2])
+    write_mnist(tmp_path, ending, test_inputs=IMAGES[:2], test_labels=LABELS[:2])
     dataset = load_mnist(tmp_path)
-    assert dataset.train_images.shape == (6, 28, 28)
-    assert dataset.test_images.shape == (2, 28, 28)
-    assert dataset.train_images.dtype == np.float32
+    assert dataset.train_inputs.shape == (6, 28, 28)
+    assert dataset.test_inputs.shape == (2, 28, 28)
+    assert dataset.train_inputs.dtype == np.float32
     np.testing.assert_array_equal(dataset.train_labels, LABELS)
     np.testing.assert_array_equal(dataset.test_labels, LABELS[:2])
-    assert dataset.train_images.mean() == pytest.approx(0, abs=1e-5)
-    assert dataset.train_images.std() == pytest.approx(1, abs=1e-5)
+    assert dataset.train_inputs.mean() == pytest.approx(0, abs=1e-5)
+    assert dataset.train_inputs.std() == pytest.approx(1, abs=1e-5)
     # The test images are shifted and scaled by the training set's two numbers.
-    np.testing.assert_array_equal(dataset.test_images, dataset.train_images[:2])
+    np.testing.assert_array_equal(dataset.test_inputs, dataset.train_inputs[:2])
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_mnist_puts_each_file_in_its_place(tmp_path, ending):
         ({"train_labels": LABELS[:5]}, "6 images but .* 5 labels"),
         ({"test_labels": LABELS[:5]}, "6 images but .* 5 labels"),
         ({"train_labels": LABELS + np.uint8(1)}, "a label 10"),
-        ({"train_images": IMAGES[:, :8, :8]}, r"shape \(6, 8, 8\)"),
-        ({"train_images": IMAGES[:0], "train_labels": LABELS[:0]}, r"shape \(0, 28, 28\)"),
+        ({"train_inputs": IMAGES[:, :8, :8]}, r"shape \(6, 8, 8\)"),
+        ({"train_inputs": IMAGES[:0], "train_labels": LABELS[:0]}, r"shape \(0, 28, 28\)"),
     ],
 )
 def test_files_that_are_not_mnist_are_refused(tmp_path, replaced, message):
@@ -158,8 +158,8 @@ def test_missing_file_is_named(tmp_path, name):
 
 def test_digits_are_split_without_overlap():
     dataset = load_digits()
-    assert dataset.train_images.shape == (1280, 8, 8)
-    assert dataset.test_images.shape == (517, 8, 8)
+    assert dataset.train_inputs.shape == (1280, 8, 8)
+    assert dataset.test_inputs.shape == (517, 8, 8)
     train, test = ({image.tobytes() for image in part} for part in dataset[::2])
     assert not train & test
     assert set(dataset.test_labels) == set(range(10))
@@ -169,7 +169,7 @@ def test_every_training_image_is_held_out_once():
     dataset = load_digits()
     folds = [hold_out(dataset, fold, folds=3) for fold in range(3)]
     for part, whole in (
-        ("test_images", dataset.train_images),
+        ("test_inputs", dataset.train_inputs),
         ("test_labels", dataset.train_labels),
     ):
         np.testing.assert_array_equal(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import digits
+import evaluation
 import report
 import training
 from datasets import Dataset
@@ -42,15 +43,20 @@ def small_dataset() -> Dataset:
     return Dataset(images[:50], labels[:50], images[50:], labels[50:])
 
 
-def linear_model() -> training.Model:
-    return training.Model(
+def linear_model() -> evaluation.Model:
+    def logits(params, images):
+        return images.reshape(len(images), -1) @ params["weights"]
+
+    return evaluation.Model(
         init=lambda key: {"weights": 0.01 * jax.random.normal(key, (4, 2))},
-        logits=lambda params, images: images.reshape(len(images), -1) @ params["weights"],
+        training_logits=lambda params, images, key: logits(params, images),
+        statistics=lambda params, batches: (),
+        logits=lambda params, statistics, images: logits(params, images),
     )
 
 
 def make_contestant(name: str) -> training.Contestant:
-    return digits.OPTIMIZERS[name](BUDGET, **digits.SETTINGS["digits"].arguments[name])
+    return digits.make_contestant(name, BUDGET, digits.SETTINGS["digits"].arguments[name])
 
 
 def run(name: str) -> Run:
@@ -104,7 +110,7 @@ def test_a_run_can_be_repeated(runs):
 
 def test_each_seed_has_noise_of_its_own():
     keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
-    _, state = training.start(make_contestant("Entropy-SGD").optimizer, linear_model(), keys)
+    _, state = training.start(make_contestant("Entropy-SGD"), linear_model(), keys)
     assert len(np.unique(jax.random.key_data(state.rng_key), axis=0)) == SEEDS
 
 
@@ -118,10 +124,12 @@ def test_batches_pass_through_all_images_before_any_comes_again():
 
 def test_seeds_and_segments_see_batches_of_their_own():
     keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
-    orders = [training.draw_segment(keys, index, BUDGET, 50) for index in range(2)]
-    assert orders[0].shape == (SEEDS, 2, 4, 5)
-    drawn = {np.asarray(seed).tobytes() for order in orders for seed in order}
+    segments = [training.draw_segment(keys, index, BUDGET, 50) for index in range(2)]
+    assert segments[0][0].shape == (SEEDS, 2, 4, 5)
+    drawn = {np.asarray(seed).tobytes() for order, _ in segments for seed in order}
     assert len(drawn) == 2 * SEEDS
+    masks = np.concatenate([jax.random.key_data(keys).reshape(-1, 2) for _, keys in segments])
+    assert len(np.unique(masks, axis=0)) == 2 * SEEDS * 2 * 4  # a key of its own for each batch
 
 
 @pytest.mark.parametrize(
@@ -154,6 +162,7 @@ def example_curves(seeds: int) -> list[report.Curves]:
         report.Curves(
             name,
             np.array([0, 10, 20]),
+            np.stack([error, error / 10, error / 100]),
             np.stack([error, error / 10, error / 100]),
             np.stack([20 * error, error / 4, error]),
             1234.0,
@@ -234,7 +243,7 @@ def test_digits_trains_all_four_and_writes_the_figure(tmp_path):
         ("--seeds two", "'two' given"),
         ("--effective-epochs -1", "argument --effective-epochs"),
         ("--batch-size 0", "argument --batch-size"),
-        ("--batch-size 2000", "--batch-size 2000 is above the 1,280 training images"),
+        ("--batch-size 2000", "--batch-size 2000 is above the 1,280 training examples"),
         ("--dataset cifar", "'cifar'"),
         ("--dataset mnist", "needs --data-dir"),
         ("--dataset mnist --data-dir nowhere", "no train-images-idx3-ubyte"),
@@ -255,7 +264,9 @@ def test_a_bad_argument_gives_one_line_and_exit_code_2(options, message, capsys,
     assert message in printed.err
 
 
-@pytest.mark.parametrize("package", ["flax", "matplotlib", "rich", "sklearn"])
+@pytest.mark.parametrize(
+    "package", ["flax", "matplotlib", "orbax", "pooch", "rich", "sklearn", "tensorboardX"]
+)
 def test_a_missing_package_names_the_extra(package, capsys, monkeypatch):
     for module in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.setitem(sys.modules, module, None)

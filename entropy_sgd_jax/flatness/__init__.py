@@ -1,0 +1,74 @@
+"""How wide is the valley: Hessian spectra, local energy, local entropy, for any JAX loss.
+
+Everything here takes ``loss(params, batch)``, the mean of a loss over one batch; ``params``, any
+pytree; and ``batches``, the data set. The curvature, energy or entropy is that of the mean over the
+whole data set, of which one batch at a time is in use.
+
+``batches`` is one of two things:
+
+- *stacked*: arrays in a tuple, dict, NamedTuple or other pytree, all with one leading axis that
+  counts the batches. All that runs is traceable then, so that it works under ``jax.jit``. A single
+  batch is stacked by ``jax.tree.map(lambda leaf: leaf[None], batch)``.
+- a *list* or any other iterable of batches, which may differ in size; it is iterated once for each
+  product or evaluation, so that an iterator, which is spent after one pass, is refused. ``[batch]``
+  is a single batch, and ``[None]`` stands for a loss that takes no data.
+
+``batch_size``, a function of a batch, is the weight of that batch in the mean. By default it is the
+length of the leading axis of the batch's first leaf; a batch that is padded to full size needs a
+function that counts what is real, and a ``loss`` that is the mean over just that.
+
+A ``GaussNewton`` in the place of ``loss`` turns every Hessian into the generalised Gauss-Newton
+matrix. The spectrum of one layer is that of a loss which closes over the others:
+
+>>> import jax, jax.numpy as jnp
+>>> from entropy_sgd_jax import flatness
+>>> params = {"first": jnp.ones(2), "second": jnp.ones(3)}
+>>> def loss(params, batch):
+...     return jnp.sum(params["first"] ** 2) + 2 * jnp.sum(params["second"] ** 2)
+>>> def loss_of_first(first, batch):
+...     return loss(params | {"first": first}, batch)
+>>> print(flatness.exact_spectrum(loss_of_first, params["first"], [None]))
+[2. 2.]
+
+``flatness.plots`` draws the pictures; it needs matplotlib and is imported when first used.
+"""
+
+import importlib
+from typing import Any
+
+from entropy_sgd_jax.flatness.annealing import local_entropy
+from entropy_sgd_jax.flatness.curvature import (
+    GaussNewton,
+    gauss_newton_vector_product,
+    hessian_vector_product,
+)
+from entropy_sgd_jax.flatness.estimates import Estimate
+from entropy_sgd_jax.flatness.exact import exact_spectrum
+from entropy_sgd_jax.flatness.landscape import local_energy, sharpness
+from entropy_sgd_jax.flatness.spectrum import (
+    SpectralDensity,
+    hessian_trace,
+    spectral_density,
+)
+from entropy_sgd_jax.flatness.top import top_eigenvalues
+
+__all__ = [
+    "Estimate",
+    "GaussNewton",
+    "SpectralDensity",
+    "exact_spectrum",
+    "gauss_newton_vector_product",
+    "hessian_trace",
+    "hessian_vector_product",
+    "local_energy",
+    "local_entropy",
+    "sharpness",
+    "spectral_density",
+    "top_eigenvalues",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return importlib.import_module("entropy_sgd_jax.flatness.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,76 @@
+"""Checks of what a user passes in. Only what Python knows is checked: traced values pass."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entropy_sgd_jax import _checks
+from entropy_sgd_jax import noise as noise_lib
+
+
+def params(tree: Any) -> int:
+    """Returns the number of parameters; raises ValueError unless all are real floating arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None and isinstance(leaf, float):
+            dtype = jnp.result_type(leaf)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            shown = repr(leaf) if dtype is None else str(dtype)
+            raise ValueError(
+                f"`params{jax.tree_util.keystr(path)}` must have a real floating dtype; got "
+                f"{shown}. Let `loss` close over whatever is not differentiated."
+            )
+    total = sum(math.prod(jnp.shape(leaf)) for _, leaf in leaves)
+    if not total:
+        raise ValueError(
+            f"`params` must hold at least one parameter; got {tree!r}. Pass the tree of arrays "
+            "with respect to which `loss` is differentiated."
+        )
+    return total
+
+
+def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
+    """Returns `value` as an int; raises ValueError unless it is a static integer in the range."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        known = operator.index(value)
+    except (TypeError, jax.errors.ConcretizationTypeError):
+        known = low - 1
+    if not low <= known <= high:
+        raise ValueError(
+            f"`{name}` must be a static integer in [{low}, {high}]; got {value!r}. {advice}"
+        )
+    return known
+
+
+def positive(name: str, value: Any, advice: str, *, zero: bool = False) -> chex.Array:
+    """Returns `value` as an array; raises ValueError unless all of it is finite and above zero.
+
+    With `zero`, zero itself is allowed too.
+    """
+    try:
+        known = np.asarray(value, np.float64)
+    except jax.errors.TracerArrayConversionError:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        known = np.array(np.nan)
+    if not (np.isfinite(known) & ((known >= 0) if zero else (known > 0))).all():
+        raise ValueError(
+            f"`{name}` must be a number, or an array of numbers, in {'[' if zero else '('}0, inf); "
+            f"got {value!r}. {advice}"
+        )
+    return jnp.asarray(value)
+
+
+def key(value: Any) -> chex.PRNGKey:
+    """A typed key from an int, a typed key or a legacy one; raises ValueError for anything else."""
+    return noise_lib.typed_key(_checks.key(value))

@@ -1,0 +1,177 @@
+"""The mean over a data set, whichever way its batches come, and the loops that go with it.
+
+The batches of a *stacked* data set are scanned, and all loops around that are traced. Those of an
+*iterable* come from the host, one at a time, so that all loops around that run in Python, over
+compiled pieces. Algorithms are written once, with the loops of their data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from entropy_sgd_jax import _trees
+
+T = TypeVar("T")
+BatchSize = Callable[[Any], chex.Numeric]
+
+
+class DataSet:
+    """Batches and their weights; what the user passed, checked.
+
+    Args:
+      batches: stacked or iterable, as the package's docstring says.
+      batch_size: the weight of a batch; None for the length of its first leaf's leading axis.
+      single_pass: whether one pass is all that will be made, so that an iterator will do.
+    """
+
+    def __init__(self, batches: Any, batch_size: BatchSize | None, *, single_pass: bool = False):
+        self.stacked = not _is_iterable_of_batches(batches)
+        if self.stacked:
+            _check_stacked(batches)
+        else:
+            _check_iterable(batches, single_pass)
+        self._batches = batches
+        self._batch_size = batch_size or _leading_axis
+
+    def mean(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """From arguments to the mean over the data set of `function(*arguments, batch)`, a tree.
+
+        Sums are kept in at least float32.
+        """
+        return self._scanned(function) if self.stacked else self._streamed(function)
+
+    def loop(self, start: Any, stop: Any, body: Callable[[Any, Any], T], carry: T) -> T:
+        """`carry = body(i, carry)` for i from `start` to `stop` − 1."""
+        if self.stacked:
+            result: T = lax.fori_loop(start, stop, body, carry)
+            return result
+        for i in range(_known(int, start), _known(int, stop)):
+            carry = body(i, carry)
+        return carry
+
+    def while_loop(self, condition: Callable[[T], Any], body: Callable[[T], T], carry: T) -> T:
+        """`carry = body(carry)` as long as `condition(carry)` holds."""
+        if self.stacked:
+            result: T = lax.while_loop(condition, body, carry)
+            return result
+        while _known(bool, condition(carry)):
+            carry = body(carry)
+        return carry
+
+    def samples(self, count: int, draw: Callable[[Any], chex.Array], like: chex.Array) -> Any:
+        """`draw(i)` for i from 0 to `count` − 1, one after the other, in the shape of `like`."""
+        empty = jnp.zeros((count, *like.shape), like.dtype)
+        return self.loop(
+            0, count, lambda i, rows: rows.at[i].set(draw(i).astype(like.dtype)), empty
+        )
+
+    def _scanned(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @jax.jit
+        def mean(batches: Any, *args: Any) -> Any:
+            def add(sums: Any, batch: Any) -> Any:
+                return _add(sums, function(*args, batch), self._batch_size(batch)), None
+
+            first = jax.tree.map(lambda leaf: leaf[0], batches)
+            sums, _ = lax.scan(add, _zeros(jax.eval_shape(function, *args, first)), batches)
+            return _divide(*sums)
+
+        return lambda *args: mean(self._batches, *args)
+
+    def _streamed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @jax.jit
+        def add(sums: Any, batch: Any, *args: Any) -> Any:
+            return _add(sums, function(*args, batch), self._batch_size(batch))
+
+        divide = jax.jit(_divide)
+        shapes = None  # of what `function` returns, once known
+
+        def mean(*args: Any) -> Any:
+            nonlocal shapes
+            sums = None
+            for batch in self._batches:
+                if sums is None:
+                    shapes = shapes or jax.eval_shape(function, *args, batch)
+                    sums = _zeros(shapes)
+                sums = add(sums, batch, *args)
+            if sums is None:
+                raise ValueError(
+                    "`batches` must hold at least one batch in each pass; got an iterable without "
+                    "any. Pass a list, or an object whose __iter__ starts afresh."
+                )
+            return divide(*sums)
+
+        return mean
+
+
+def _zeros(shapes: Any) -> tuple[Any, chex.Array]:
+    """No sum and no weight yet."""
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes
+    )
+    return zeros, jnp.zeros(())
+
+
+def _add(sums: tuple[Any, chex.Array], value: Any, size: chex.Numeric) -> tuple[Any, chex.Array]:
+    total, weight = sums
+    total = jax.tree.map(lambda a, b: a + jnp.asarray(b, a.dtype) * size, total, value)
+    return _trees.cast_like(total, sums[0]), jnp.asarray(weight + size, weight.dtype)
+
+
+def _divide(total: Any, weight: chex.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf / jnp.asarray(weight, leaf.dtype), total)
+
+
+def _leading_axis(batch: Any) -> int:
+    """The length of the first leaf's leading axis; 1 where there is none."""
+    leaves = jax.tree.leaves(batch)
+    shape = jnp.shape(leaves[0]) if leaves else ()
+    return shape[0] if shape else 1
+
+
+def _is_iterable_of_batches(batches: Any) -> bool:
+    """Lists are, and whatever is neither an array nor a pytree."""
+    if isinstance(batches, list):
+        return True
+    return jax.tree_util.all_leaves([batches]) and not hasattr(batches, "shape")
+
+
+def _check_stacked(batches: Any) -> None:
+    shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+    if len(shapes) != 1 or shapes & {(), (0,)}:
+        got = sorted(shapes) if shapes else f"{batches!r}, which has no leaves"
+        raise ValueError(
+            "`batches` must be arrays with one leading axis that counts the batches, in any pytree "
+            f"but a list; got leading axes {got}. Pass a list for batches of different sizes, "
+            "[batch] for a single one, [None] for a loss that takes no data."
+        )
+
+
+def _check_iterable(batches: Any, single_pass: bool) -> None:
+    if not isinstance(batches, Iterable):
+        raise ValueError(
+            "`batches` must be stacked arrays or an iterable of batches; got "
+            f"{batches!r}. Pass for example a list of batches."
+        )
+    if isinstance(batches, Iterator) and not single_pass:
+        raise ValueError(
+            "`batches` must be an iterable for many passes; got an iterator, "
+            f"{type(batches).__name__}, which is spent after one. Pass a list, or an object whose "
+            "__iter__ starts afresh, such as a DataLoader."
+        )
+
+
+def _known(kind: Callable[[Any], Any], value: Any) -> Any:
+    """A number that steers a Python loop."""
+    try:
+        return kind(value)
+    except jax.errors.ConcretizationTypeError:
+        raise ValueError(
+            "`batches` must be stacked under jax.jit; got an iterable, over which only Python can "
+            "loop. Stack the batches on a leading axis, or call this outside of jax.jit."
+        ) from None

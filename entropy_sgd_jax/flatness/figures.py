@@ -1,0 +1,17 @@
+"""How all pictures start."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, BLUE = "#222222", "#0072b2"
+
+
+def new_figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Without pyplot, so that nothing is kept or shown behind the caller's back."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontweight="bold", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

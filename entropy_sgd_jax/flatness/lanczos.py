@@ -1,0 +1,120 @@
+"""Lanczos iteration with full reorthogonalisation.
+
+Written out, because the libraries that have it iterate over flat vectors in a loop of their own:
+SciPy's leaves the device at each step, matfree's is traced as a whole. Neither can take batches
+from the host, keep the shards of the parameters and run under `jax.jit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from entropy_sgd_jax.flatness import vectors
+from entropy_sgd_jax.flatness.data import DataSet
+
+
+class Krylov(NamedTuple):
+    """An orthonormal basis V of the vectors reached so far, and what is known of the matrix A.
+
+    A V = V T + residual · vector eᵀ, where e picks the row that was filled last.
+    """
+
+    basis: Any  # V: rows not filled yet are zero
+    projected: chex.Array  # T = Vᵀ A V, shape (rows, rows)
+    vector: Any  # the next row: of norm 1, orthogonal to the basis
+    residual: chex.Array  # 0 where the basis spans an invariant subspace
+    products: chex.Array  # with A, so far; int32
+    key: chex.PRNGKey
+
+
+def start(vector: Any, rows: int, key: chex.PRNGKey) -> Krylov:
+    """An empty basis with room for `rows` vectors, of which `vector` is to be the first."""
+    return Krylov(
+        basis=vectors.empty_basis(rows, vector),
+        projected=jnp.zeros((rows, rows), vectors.dtype_of(vector)),
+        vector=vectors.normalised(vector),
+        residual=jnp.zeros((), vectors.dtype_of(vector)),
+        products=jnp.zeros((), jnp.int32),
+        key=key,
+    )
+
+
+def extend(
+    data: DataSet, product: Callable[[Any], Any], krylov: Krylov, first: Any, last: Any
+) -> Krylov:
+    """Fills the rows from `first` to `last` − 1, at one product with the matrix each."""
+
+    def step(row: Any, krylov: Krylov) -> Krylov:
+        extended: Krylov = _absorb(krylov, row, product(krylov.vector))
+        return extended
+
+    return data.loop(first, last, step, krylov)
+
+
+@jax.jit
+def _absorb(krylov: Krylov, row: Any, image: Any) -> Krylov:
+    """Adds the vector to the basis; what is new in its image becomes the next vector."""
+    overlaps = jnp.zeros_like(krylov.projected[0])
+    for _ in range(2):  # is enough to be orthogonal up to rounding
+        # Against the basis as it came: XLA would transpose a new one for these products.
+        image, old = vectors.without(image, krylov.basis)
+        own = vectors.inner_product(krylov.vector, image)
+        image = vectors.add_scaled(image, -own, krylov.vector)
+        overlaps = (overlaps + old).at[row].add(own)
+    basis = jax.tree.map(
+        lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, row, 0),
+        krylov.basis,
+        krylov.vector,
+    )
+    projected = krylov.projected.at[row].set(overlaps).at[:, row].set(overlaps)
+    residual = vectors.norm(image)
+    # Nothing new but rounding: the basis spans an invariant subspace, out of which only a random
+    # vector leads.
+    invariant = residual <= 10 * jnp.finfo(residual.dtype).eps * jnp.abs(projected).max()
+    key = jax.random.fold_in(krylov.key, krylov.products)
+    vector = _random_if(invariant, vectors.normalised(image), key, basis)
+    residual = jnp.where(invariant, 0, residual)
+    return Krylov(basis, projected, vector, residual, krylov.products + 1, krylov.key)
+
+
+def _random_if(condition: Any, vector: Any, key: chex.PRNGKey, basis: Any) -> Any:
+    """`vector`, or where the condition holds a random one, orthogonal to the basis.
+
+    A loop of no or one round, since a cond would copy the basis.
+    """
+
+    def draw(carry: Any) -> Any:
+        noise = vectors.draw(vectors.uniform, key, vector)
+        for _ in range(2):
+            noise, _ = vectors.without(noise, basis)
+        return jnp.zeros((), bool), vectors.normalised(noise)
+
+    return lax.while_loop(lambda carry: carry[0], draw, (jnp.asarray(condition), vector))[1]
+
+
+@jax.jit
+def restart(
+    krylov: Krylov, values: chex.Array, rotation: chex.Array, keep: Any, fresh: Any
+) -> Krylov:
+    """Keeps the first `keep` of the vectors that the columns of `rotation` combine, and no other.
+
+    Args:
+      values: eigenvalues of `krylov.projected`, shape (rows,).
+      rotation: its eigenvectors in the same order, shape (rows, rows).
+      keep: how many; may be traced.
+      fresh: whether to go on from a random vector. It finds what the old ones are blind to: further
+        eigenvectors of a repeated eigenvalue.
+    """
+    kept = jnp.arange(len(rotation)) < keep
+    basis = vectors.combine(jnp.where(kept, rotation, 0).T, krylov.basis)
+    key = jax.random.fold_in(krylov.key, krylov.products)
+    vector = _random_if(fresh, krylov.vector, key, basis)
+    return krylov._replace(
+        basis=basis, projected=jnp.diag(jnp.where(kept, values, 0)), vector=vector
+    )

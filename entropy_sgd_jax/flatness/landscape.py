@@ -1,0 +1,159 @@
+"""How much the loss rises around a solution: on average, and at worst."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from entropy_sgd_jax.flatness import checks, estimates, vectors
+from entropy_sgd_jax.flatness.curvature import Loss
+from entropy_sgd_jax.flatness.data import BatchSize, DataSet
+from entropy_sgd_jax.flatness.estimates import Estimate
+
+
+def local_energy(
+    loss: Loss,
+    params: Any,
+    batches: Any,
+    strength: Any,
+    *,
+    multiplicative: bool = True,
+    num_samples: int = 100,
+    batch_size: BatchSize | None = None,
+    key: Any = 0,
+) -> Estimate:
+    """The mean rise of the loss over the data set under Gaussian perturbation of the parameters.
+
+    The mean of E(w + σ z ⊙ w) − E(w) over z ~ N(0, I), or with ``multiplicative=False`` of
+    E(w + σ z) − E(w). The multiplicative one does not change when a layer is scaled up and the next
+    one down, as the loss of a ReLU network does not either.
+
+    Cost: `num_samples` evaluations of the loss over the data for each strength, and one more. All
+    strengths share their samples z, so that a profile is smooth.
+
+    Args:
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar. It is not differentiated:
+        the share of wrong answers will do.
+      params: real floating arrays in any pytree.
+      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
+      strength: σ, at least 0: a number, or an array for a profile. 0.1 to 0.5 is usual for the
+        multiplicative one, relative to each parameter; else it is in the parameters' own units.
+      multiplicative: whether each parameter's perturbation is in proportion to it.
+      num_samples: how many perturbations, a static int of at least 1.
+      batch_size: the weight of a batch, a function of it; None for its number of examples.
+      key: of the perturbations: an int, a typed key or a legacy uint32 key.
+
+    Returns:
+      The mean rise and its standard error over the samples, in the units of the loss and the shape
+      of `strength`.
+
+    Raises:
+      ValueError: for arguments out of range, parameters or batches of another form.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax.flatness import local_energy
+    >>> loss = lambda params, batch: jnp.sum(params**2)
+    >>> rise = local_energy(loss, jnp.ones(1000), [None], jnp.array([0.0, 0.1]))
+    >>> print(rise.value.round())
+    [ 0. 10.]
+
+    References:
+      Pittorino et al., "Entropic gradient descent algorithms and wide flat minima", ICLR 2021,
+      https://arxiv.org/abs/2006.07897
+    """
+    checks.params(params)
+    strength = checks.positive("strength", strength, "0.1 to 0.5 is usual.", zero=True)
+    advice = "Error bars fall with its square root, and need at least 2."
+    num_samples = checks.integer("num_samples", num_samples, 1, float("inf"), advice)
+    data = DataSet(batches, batch_size)
+    strengths = strength.astype(vectors.dtype_of(params)).reshape(-1)
+    keys = jax.random.split(checks.key(key), num_samples)
+
+    def losses(params: Any, direction: Any, strengths: Any, batch: Any) -> chex.Array:
+        def at(strength: chex.Array) -> chex.Array:
+            return loss(vectors.add_scaled(params, strength, direction), batch)
+
+        return lax.map(at, strengths)
+
+    mean = data.mean(losses)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    here = mean(params, zeros, strengths[:1] * 0)
+
+    def sample(number: Any) -> chex.Array:
+        direction = vectors.draw(jax.random.normal, keys[number], params)
+        if multiplicative:
+            direction = jax.tree.map(jnp.multiply, direction, params)
+        return mean(params, direction, strengths) - here
+
+    rises = data.samples(num_samples, sample, jnp.zeros(strengths.shape, here.dtype))
+    return estimates.of_samples(rises.reshape(num_samples, *strength.shape))
+
+
+def sharpness(
+    loss: Loss,
+    params: Any,
+    batches: Any,
+    radius: Any,
+    *,
+    num_steps: int = 20,
+    batch_size: BatchSize | None = None,
+    key: Any = 0,
+) -> chex.Array:
+    """The largest rise of the loss over the data set within a ball: SAM's worst case.
+
+    The largest E(w + δ) − E(w) with ‖δ‖ ≤ radius that is met by ascent on the ball: each step goes
+    to the point of the sphere in the direction of the gradient at the step before. The first is
+    SAM's own, radius · g / ‖g‖; where the gradient vanishes, the steps are those of the power
+    iteration for the Hessian. So it is a lower bound of the true one, and no less than SAM's.
+
+    Cost: `num_steps` + 1 gradients over the data; memory of four vectors like ``params``.
+
+    Args:
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar.
+      params: real floating arrays in any pytree.
+      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
+      radius: of the ball, above 0, in the parameters' units; SAM's own is 0.05 to 0.1.
+      num_steps: a static int of at least 1.
+      batch_size: the weight of a batch, a function of it; None for its number of examples.
+      key: of the random direction that the search starts from where the gradient vanishes: an int,
+        a typed key or a legacy uint32 key.
+
+    Returns:
+      The rise, at least 0, in the units of the loss, shape ().
+
+    Raises:
+      ValueError: for arguments out of range, parameters or batches of another form.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax.flatness import sharpness
+    >>> loss = lambda params, batch: jnp.sum(jnp.array([1.0, 5.0]) * params**2)
+    >>> print(f"{sharpness(loss, jnp.zeros(2), [None], radius=0.1):.3f}")
+    0.050
+
+    References:
+      Foret et al., "Sharpness-aware minimization for efficiently improving generalization", ICLR
+      2021, https://arxiv.org/abs/2010.01412
+    """
+    checks.params(params)
+    radius = checks.positive("radius", radius, "0.05 is usual.")
+    advice = "1 is SAM's, 20 is the default."
+    num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
+    data = DataSet(batches, batch_size)
+    value_and_grad = data.mean(jax.value_and_grad(loss))
+    noise = vectors.normalised(vectors.draw(jax.random.normal, checks.key(key), params))
+
+    def step(number: Any, carry: Any) -> Any:
+        gradient, highest = carry
+        # The trace of noise leads off where the gradient vanishes.
+        direction = vectors.add_scaled(vectors.normalised(gradient), 1e-6, noise)
+        direction = vectors.normalised(direction)
+        value, gradient = value_and_grad(vectors.add_scaled(params, radius, direction))
+        return gradient, jnp.maximum(highest, value)
+
+    here, gradient = value_and_grad(params)
+    _, highest = data.loop(0, num_steps, step, (gradient, here))
+    return highest - here

@@ -1,0 +1,195 @@
+"""The trace and the density of the spectrum, from products with random vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from entropy_sgd_jax.flatness import checks, estimates, lanczos, vectors
+from entropy_sgd_jax.flatness.curvature import Loss, operator
+from entropy_sgd_jax.flatness.data import BatchSize, DataSet
+from entropy_sgd_jax.flatness.estimates import Estimate
+
+_PROBES = "Error bars fall with its square root, and need at least 2."
+
+
+def hessian_trace(
+    loss: Loss,
+    params: Any,
+    batches: Any,
+    *,
+    num_probes: int = 32,
+    batch_size: BatchSize | None = None,
+    key: Any = 0,
+) -> Estimate:
+    """The trace of the Hessian of the mean loss over the data set, by Hutchinson's estimator.
+
+    The mean of z · A z over random vectors z of ±1: without error for a diagonal A, since what
+    varies is the sum over all pairs of parameters off the diagonal.
+
+    Cost: `num_probes` Hessian-vector products, one after another; memory of one.
+
+    Args:
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
+      params: real floating arrays in any pytree.
+      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
+      num_probes: how many random vectors, a static int of at least 1.
+      batch_size: the weight of a batch, a function of it; None for its number of examples.
+      key: of the random vectors: an int, a typed key or a legacy uint32 key.
+
+    Returns:
+      The trace, shape (), and its standard error over the probes, NaN for a single one.
+
+    Raises:
+      ValueError: for arguments out of range, parameters or batches of another form.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax.flatness import hessian_trace
+    >>> trace = hessian_trace(lambda params, batch: jnp.sum(params**2), jnp.ones(5), [None])
+    >>> print(f"{trace.value} ± {trace.standard_error}")
+    10.0 ± 0.0
+
+    References:
+      Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian
+      smoothing splines", Communications in Statistics 18, 1989.
+    """
+    checks.params(params)
+    num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
+    data = DataSet(batches, batch_size)
+    product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
+
+    def probe(number: Any) -> chex.Array:
+        signs = vectors.draw(jax.random.rademacher, keys[number], params)
+        return vectors.inner_product(signs, product(signs))
+
+    like = jnp.zeros((), vectors.dtype_of(params))
+    return estimates.of_samples(data.samples(num_probes, probe, like))
+
+
+class SpectralDensity(NamedTuple):
+    """The distribution of the eigenvalues, as one quadrature rule for each probe.
+
+    The mean of any function over the eigenvalues is estimated by the sum of its values at the
+    nodes, by weight. Rules of m nodes are exact, but for the randomness of the probe, on all
+    polynomials up to degree 2m − 1. Weights are at least 0 and sum to 1 in each rule.
+    """
+
+    nodes: chex.Array  # shape (num_probes, num_steps)
+    weights: chex.Array  # shape (num_probes, num_steps); 0 for nodes that are not needed
+
+    def expectation(self, function: Callable[[chex.Array], chex.Array]) -> Estimate:
+        """The mean of `function` over the eigenvalues, with its standard error over the probes.
+
+        Args:
+          function: of an array of eigenvalues, elementwise; further axes may follow its shape.
+
+        >>> import jax.numpy as jnp
+        >>> from entropy_sgd_jax.flatness import spectral_density
+        >>> loss = lambda params, batch: 0.5 * jnp.sum(jnp.array([0.0, 0.0, 0.0, 2.0]) * params**2)
+        >>> density = spectral_density(loss, jnp.ones(4), [None])
+        >>> near_zero = density.expectation(lambda eigenvalue: jnp.abs(eigenvalue) < 1e-4)
+        >>> print(f"{near_zero.value:.2f}")
+        0.75
+        """
+        values = jnp.asarray(function(self.nodes), self.weights.dtype)
+        sums = jnp.einsum("pm,pm...->p...", self.weights, values, precision="highest")
+        return estimates.of_samples(sums)
+
+    def density(self, grid: chex.Array, width: chex.Numeric) -> chex.Array:
+        """Mean over the probes of the density, smoothed by a Gaussian kernel.
+
+        Args:
+          grid: where, shape (points,).
+          width: standard deviation of the kernel, in the units of the eigenvalues.
+
+        Returns:
+          Densities per unit of eigenvalue, which integrate to 1, shape (points,).
+        """
+        return self.density_estimate(grid, width).value
+
+    def density_estimate(self, grid: chex.Array, width: chex.Numeric) -> Estimate:
+        """``density``, with its standard error over the probes."""
+        width = checks.positive("width", width, "A hundredth of the range of `grid` is a start.")
+        grid = jnp.asarray(grid)
+
+        def kernel(nodes: chex.Array) -> chex.Array:
+            return jax.scipy.stats.norm.pdf(grid, nodes[..., None], width)
+
+        return self.expectation(kernel)
+
+
+def spectral_density(
+    loss: Loss,
+    params: Any,
+    batches: Any,
+    *,
+    num_probes: int = 8,
+    num_steps: int = 80,
+    batch_size: BatchSize | None = None,
+    key: Any = 0,
+) -> SpectralDensity:
+    """The distribution of all eigenvalues, by stochastic Lanczos quadrature.
+
+    From each of `num_probes` random vectors of ±1 runs a Lanczos iteration of `num_steps`; the
+    eigenvalues of the small matrix that it builds are the nodes of a Gaussian quadrature rule for
+    the spectrum, as that vector sees it. The mean over the probes is without bias for polynomials
+    up to degree 2 · num_steps − 1, and the largest and smallest nodes are close to the extreme
+    eigenvalues.
+
+    Cost: num_probes · num_steps Hessian-vector products, and memory for `num_steps` vectors like
+    ``params``: the probes run one after another. All vectors are reorthogonalised against all, at
+    4 · num_steps · n multiplications a step for n parameters, since otherwise eigenvalues that have
+    converged come up again as ghosts.
+
+    Args:
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
+      params: real floating arrays in any pytree.
+      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
+      num_probes: how many random vectors, a static int of at least 1.
+      num_steps: how many nodes each, a static int of at least 1. Details of the density finer than
+        the distance of two nodes are not seen.
+      batch_size: the weight of a batch, a function of it; None for its number of examples.
+      key: of the random vectors: an int, a typed key or a legacy uint32 key.
+
+    Returns:
+      The rules, and what follows from them: ``density(grid, width)``, ``expectation(function)``.
+
+    Raises:
+      ValueError: for arguments out of range, parameters or batches of another form.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax.flatness import spectral_density
+    >>> loss = lambda params, batch: 0.5 * jnp.sum(jnp.array([1.0, 1.0, 4.0]) * params**2)
+    >>> density = spectral_density(loss, jnp.ones(3), [None], num_probes=2, num_steps=2)
+    >>> print(density.nodes[0].round(1), density.weights[0].round(1))
+    [1. 4.] [0.7 0.3]
+
+    References:
+      Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J.
+      Matrix Anal. Appl. 38, 2017.
+      Ghorbani, Krishnan and Xiao, "An investigation into neural net optimization via Hessian
+      eigenvalue density", ICML 2019, for networks.
+    """
+    count = checks.params(params)
+    num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
+    advice = "50 to 100 shows the bulk and the outliers of a network."
+    num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
+    data = DataSet(batches, batch_size)
+    product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
+    rows = min(num_steps, count)  # all there are
+
+    def probe(number: Any) -> chex.Array:
+        start_key, restart_key = jax.random.split(keys[number])
+        signs = vectors.draw(jax.random.rademacher, start_key, params)
+        krylov = lanczos.start(signs, rows, restart_key)
+        krylov = lanczos.extend(data, product, krylov, 0, rows)
+        nodes, rotation = jnp.linalg.eigh(krylov.projected)
+        return jnp.pad(jnp.stack([nodes, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows)))
+
+    like = jnp.zeros((2, num_steps), vectors.dtype_of(params))
+    rules = data.samples(num_probes, probe, like)
+    return SpectralDensity(nodes=rules[:, 0], weights=rules[:, 1])

@@ -1,0 +1,197 @@
+"""CIFAR-10 from the official binary or python archive, packed or unpacked, and its whitening.
+
+Nothing is unpacked to disk: members are looked up by name and read into memory, so that no path in
+an archive matters. A pickle may hold arrays of bytes, lists, numbers and text, nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pathlib
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from datasets import Dataset, split_end
+from errors import InputError
+
+SHAPE = (3, 32, 32)  # channels first, as stored
+RECORD = 1 + math.prod(SHAPE)  # bytes of a label and an image in the binary version
+BATCH = 10_000  # images per file, at most
+LARGEST = 2 * BATCH * RECORD  # bytes that a file may have
+TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
+TEST = ["test_batch"]
+REGULARISER = 1e-5  # added to every variance by the whitening: text
+
+
+def load_cifar10(directory: str, validation: int = 0) -> Dataset:
+    """Images of bytes, (examples, 32, 32, 3), and labels, in the official order.
+
+    With `validation` the test set is not opened, see `datasets.split_end`.
+    """
+    read = _find(pathlib.Path(directory))
+    train = _join([read(name) for name in TRAIN])
+    return split_end(*train, validation) if validation else Dataset(*train, *_join([read(*TEST)]))
+
+
+def _join(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    images = images.reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels.astype(np.int32)
+
+
+def _find(directory: pathlib.Path) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """A reader of images and labels by the name of the batch, for the version that is there."""
+    for kind, ending, parse in (("bin", ".bin", parse_binary), ("py", "", parse_python)):
+        archive = "cifar-10-" + {"bin": "binary", "py": "python"}[kind]
+        inside = f"cifar-10-batches-{kind}"
+        for folder in (directory, directory / inside):
+            if (folder / f"{TRAIN[0]}{ending}").is_file():
+                return lambda name, folder=folder, ending=ending, parse=parse: parse(
+                    *_from_folder(folder / f"{name}{ending}")
+                )
+        for packed in (directory / f"{archive}.tar.gz", directory / f"{archive}.tar"):
+            if packed.is_file():
+                return lambda name, packed=packed, inside=inside, ending=ending, parse=parse: parse(
+                    *_from_archive(packed, f"{inside}/{name}{ending}")
+                )
+    raise InputError(
+        f"no cifar-10-binary.tar.gz or cifar-10-python.tar.gz, packed or unpacked, in {directory}"
+    )
+
+
+def _from_folder(path: pathlib.Path) -> tuple[str, bytes]:
+    try:
+        _check_size(str(path), path.stat().st_size)
+        return str(path), path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _from_archive(path: pathlib.Path, member: str) -> tuple[str, bytes]:
+    shown = f"{path}: {member}"
+    try:
+        with tarfile.open(path) as archive:
+            for entry in archive:  # stops at the member, before damage that comes later
+                if entry.name == member and entry.isreg():
+                    _check_size(shown, entry.size)
+                    return shown, archive.extractfile(entry).read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
+    raise InputError(f"{path} holds no file {member}: is it another archive?")
+
+
+def _check_size(shown: str, size: int) -> None:
+    if size > LARGEST:
+        raise InputError(f"{shown} has {size:,} bytes, a batch of CIFAR-10 at most {LARGEST:,}")
+
+
+def parse_binary(shown: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Records of a label byte and 3072 pixels."""
+    if not content or len(content) % RECORD or len(content) > BATCH * RECORD:
+        raise InputError(
+            f"{shown} has {len(content):,} bytes, which is not 1 to {BATCH:,} records of {RECORD}: "
+            "it is truncated or another file"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
+    return _check(shown, records[:, 1:], records[:, 0])
+
+
+def parse_python(shown: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """A pickled dictionary with `data` and `labels`."""
+    try:
+        batch = ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        images, labels = (_entry(batch, name) for name in ("data", "labels"))
+    except InputError as error:
+        raise InputError(f"{shown} {error}") from error
+    except Exception as error:  # whatever a broken pickle may cause
+        raise InputError(
+            f"{shown} is no batch of CIFAR-10 ({type(error).__name__}): truncated or another file"
+        ) from error
+    if not isinstance(images, np.ndarray) or images.ndim != 2 or not isinstance(labels, list):
+        raise InputError(f"{shown} has no array `data` and list `labels`: is it another file?")
+    if not all(type(label) is int and 0 <= label <= 255 for label in labels):
+        raise InputError(f"{shown} has labels that are not numbers from 0 to 9")
+    return _check(shown, images, np.array(labels, np.uint8))
+
+
+def _entry(batch: Any, name: str) -> Any:
+    return batch[name.encode()] if name.encode() in batch else batch[name]
+
+
+def _check(shown: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if images.shape[1:] != (RECORD - 1,) or not 0 < len(images) <= BATCH:
+        raise InputError(f"{shown} has images of shape {images.shape}, not (n, {RECORD - 1})")
+    if len(images) != len(labels):
+        raise InputError(f"{shown} has {len(images):,} images but {len(labels):,} labels")
+    if labels.max() > 9:
+        raise InputError(f"{shown} has a label {labels.max()}; allowed are 0 to 9")
+    return images, labels
+
+
+class _Ndarray:
+    """Stands for the class of arrays, which must not be called."""
+
+
+def _empty_array(subtype: Any, shape: Any, code: Any) -> np.ndarray:
+    """Takes no memory for the shape that a pickle claims; the state that follows brings its own."""
+    return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
+
+
+def _byte_dtype(code: Any, *rest: Any) -> np.dtype:
+    if code not in ("u1", b"u1"):
+        raise InputError(f"holds an array of type {code!r}; only bytes are read")
+    return np.dtype("u1", False, True)
+
+
+def _latin(text: str, encoding: Any) -> bytes:
+    """How Python 3 writes bytes in the older protocols."""
+    return text.encode("latin1")
+
+
+class ArraysOnly(pickle._Unpickler):
+    """Reads plain data and arrays of bytes. In Python, since the one in C takes memory on claim."""
+
+    ALLOWED = {  # noqa: RUF012
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy", "ndarray"): _Ndarray,
+        ("numpy", "dtype"): _byte_dtype,
+        ("_codecs", "encode"): _latin,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Called for every global name in the pickle."""
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise InputError(
+                f"asks for {module}.{name}, which CIFAR-10 does not need: refused"
+            ) from None
+
+
+def normalise_contrast(images: np.ndarray) -> np.ndarray:
+    """Each image with mean 0 and standard deviation 1 over its pixels and channels."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(1, keepdims=True)
+    return flat / np.maximum(flat.std(1, keepdims=True), 1e-8)
+
+
+def whiten(dataset: Dataset) -> Dataset:
+    """Global contrast normalisation, then ZCA with the mean and covariance of the training set."""
+    train = normalise_contrast(dataset.train_inputs)
+    test = normalise_contrast(dataset.test_inputs)
+    mean = train.mean(0)
+    variances, axes = np.linalg.eigh(np.cov(train - mean, rowvar=False, bias=True))
+    scales = 1 / np.sqrt(np.maximum(variances, 0) + REGULARISER)
+    transform = ((axes * scales) @ axes.T).astype(np.float32)
+    shape = dataset.train_inputs.shape[1:]
+    return dataset._replace(
+        train_inputs=((train - mean) @ transform).reshape(-1, *shape),
+        test_inputs=((test - mean) @ transform).reshape(-1, *shape),
+    )

@@ -1,0 +1,202 @@
+"""Trains one network with one optimizer: the paper's five experiments, digits and a small GPT.
+
+    python examples/train.py mnistfc --optimizer entropy_sgd --data-dir DIR --seeds 5
+    python examples/train.py char_lstm --optimizer adam --download --validation
+    python examples/train.py digits --optimizer sam --learning-rate 0.05 --rho 0.1
+
+The folder that `--out` names gets `metrics.jsonl`, TensorBoard's files, `curves.png` and
+checkpoints. The same command goes on where it was stopped. All settings are the paper's for the
+workload and optimizer, as `workloads/` says, unless a flag says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import zlib
+from typing import Any, NamedTuple
+
+from errors import InputError, OneLineParser, one_line_errors
+
+with one_line_errors("train.py"):
+    import jax
+    import numpy as np
+    from rich.console import Console
+
+    import contestants
+    import download
+    import logs
+    import report
+    import settings
+    import training
+    import workloads
+    from checkpoints import Checkpoints
+    from datasets import Dataset
+    from evaluation import Model
+
+NAMES = {
+    "entropy_sgd": "Entropy-SGD",
+    "entropy_adam": "Entropy-Adam",
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "sam": "SAM",
+    "parle": "Parle",
+}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser(prog="train.py", description=__doc__.splitlines()[0])
+    parser.add_argument("workload", choices=workloads.NAMES)
+    parser.add_argument("--optimizer", choices=contestants.RECIPES, default="entropy_sgd")
+    parser.add_argument("--seeds", type=settings.positive, default=1, help="trained together")
+    parser.add_argument(
+        "--one-by-one", action="store_true", help="train the seeds in turn, in the memory of one"
+    )
+    parser.add_argument("--out", help="folder of the results (default runs/WORKLOAD-OPTIMIZER)")
+    parser.add_argument(
+        "--measurements", type=settings.positive, default=20, help="at most so many (default 20)"
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-dir", help="folder of the files; with --download, where to put them")
+    data.add_argument(
+        "--download", nargs="?", const="", choices=["", *download.SOURCES], metavar="SET",
+        help=f"fetch the usual data set, or one of {', '.join(download.SOURCES)}",
+    )  # fmt: skip
+    data.add_argument("--text", help="file of a character model, in --data-dir or anywhere")
+    data.add_argument(
+        "--validation", nargs="?", type=settings.positive, const=0, metavar="N",
+        help="judge by N examples held out from training; the test set is not read",
+    )  # fmt: skip
+    data.add_argument(
+        "--examples", type=settings.positive, help="train on the first so many images or windows"
+    )
+    data.add_argument(
+        "--label-noise", type=settings.below_one, default=0.0, help="fraction of random labels"
+    )
+    settings.add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+class Run(NamedTuple):
+    """All that a training needs, checked before anything is compiled."""
+
+    workload: workloads.Workload
+    settings: settings.Settings
+    dataset: Dataset
+    model: Model
+    contestant: training.Contestant
+    budget: training.Budget
+
+
+def prepare(options: argparse.Namespace) -> Run:
+    """Loads the data, and builds network and optimizer."""
+    workload = workloads.get(options.workload)
+    chosen = settings.override(workload.settings[options.optimizer], options)
+    dataset, classes = workload.load(request(options, workload, chosen))
+    dataset = alter(dataset, options.examples, options.label_noise)
+    contestant, budget = contestants.prepare(
+        options.optimizer, chosen, len(dataset.train_labels), options.measurements
+    )
+    model = workload.make_model(chosen, dataset, classes)
+    return Run(workload, chosen, dataset, model, contestant, budget)
+
+
+def request(
+    options: argparse.Namespace, workload: workloads.Workload, chosen: settings.Settings
+) -> workloads.Request:
+    """Where the data are; fetched if that was asked for."""
+    directory, source = options.data_dir, options.download or workload.source
+    text = options.text or (download.SOURCES[source][0].name if source else "")
+    if options.download is not None and source:
+        directory = download.fetch(source, directory)
+    elif source and directory is None and options.text is None:
+        raise InputError(
+            f"{options.workload} needs --data-dir, the folder of its files, or --download"
+        )
+    return workloads.Request(directory, text, options.validation, chosen)
+
+
+def alter(dataset: Dataset, examples: int | None, label_noise: float) -> Dataset:
+    """Fewer training examples, or some of them with labels drawn at random from all labels."""
+    if examples is not None and examples > len(dataset.train_labels):
+        raise InputError(f"--examples {examples}: there are {len(dataset.train_labels):,}")
+    inputs, labels = dataset.train_inputs[:examples], dataset.train_labels[:examples]
+    if label_noise:
+        random = np.random.default_rng(0)
+        drawn = random.permutation(labels.ravel()).reshape(labels.shape)
+        labels = np.where(random.random(labels.shape) < label_noise, drawn, labels)
+    return dataset._replace(train_inputs=inputs, train_labels=labels)
+
+
+def describe(options: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """All that the numbers depend on; a training is only continued where it is the same."""
+    data = 0
+    for array in run.dataset:
+        data = zlib.crc32(np.ascontiguousarray(array), data)
+    return {
+        "workload": options.workload,
+        "optimizer": options.optimizer,
+        **dataclasses.asdict(run.settings),
+        "seeds": options.seeds,
+        "one_by_one": one_by_one(options, run),
+        "measurements": options.measurements,
+        "part": "test" if options.validation is None else "validation",
+        "examples": len(run.dataset.train_labels),
+        "label_noise": options.label_noise,
+        "data": f"{data:08x}",
+        "gradient_evaluations": run.budget.gradient_evaluations,
+    }
+
+
+def one_by_one(options: argparse.Namespace, run: Run) -> bool:
+    return options.one_by_one or not run.workload.together
+
+
+def make_folder(options: argparse.Namespace) -> pathlib.Path:
+    folder = pathlib.Path(options.out or f"runs/{options.workload}-{options.optimizer}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
+    return folder
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    folder = make_folder(options)
+    run = prepare(options)
+    configuration = describe(options, run)
+    console = Console()
+    map_seeds = training.one_by_one if configuration["one_by_one"] else jax.vmap
+    with (
+        Checkpoints(folder / "checkpoints", configuration) as checkpoints,
+        report.progress_bar(console) as progress,
+    ):
+        measurements = training.train(
+            run.contestant, run.model, run.dataset, run.budget, options.seeds, checkpoints,
+            map_seeds,
+        )  # fmt: skip
+        logged = logs.Log(folder, configuration).follow(measurements)
+        for _ in report.follow(progress, NAMES[options.optimizer], run.budget, logged):
+            pass
+    show(folder, console)
+
+
+def show(folder: pathlib.Path, console: Console) -> None:
+    """The table and the figure, from the log alone: also for a training that had ended before."""
+    configuration, measurements, _ = logs.read(folder)
+    curves = [report.collect(NAMES[configuration["optimizer"]], measurements)]
+    count = configuration["gradient_evaluations"]
+    title = f"{configuration['workload']}, {count:,} gradient evaluations per seed"
+    score = report.SCORES[workloads.get(configuration["workload"]).score]
+    figure = folder / "curves.png"
+    console.print(report.results_table(curves, title, score, configuration["part"]))
+    report.save_figure(curves, title, figure, score, configuration["part"])
+    console.print(f"Log, curves and checkpoints: {folder}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    with one_line_errors("train.py"):
+        main()

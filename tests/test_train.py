@@ -1,0 +1,256 @@
+"""train.py from the command line to its files, on small made-up data in the real formats."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import checkpoints
+import contestants
+import logs
+import train
+import workloads
+from cifar10 import RECORD
+from datasets import MNIST_FILES
+from errors import InputError, one_line_errors
+from test_datasets import idx_bytes
+
+SCRIPT = pathlib.Path(train.__file__)
+RANDOM = np.random.default_rng(0)
+SMALL = {
+    "digits": "--width 8 --examples 128 --batch-size 16",
+    "mnistfc": "--width 8 --batch-size 8",
+    "lenet": "--width 2 --batch-size 8",
+    "allcnn": "--width 4 --batch-size 8",
+    "ptb": "--width 8 --length 5 --context 2 --batch-size 8",
+    "char_lstm": "--width 8 --length 5 --batch-size 8",
+    "char_gpt": "--width 8 --layers 1 --length 8 --batch-size 8",
+}
+SHORT = "--effective-epochs 10 --measurements 3 --inner-steps 4"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with every data set in small: 40 images, a few hundred words and characters."""
+    folder = tmp_path_factory.mktemp("data")
+    labels = RANDOM.integers(0, 10, 40).astype(np.uint8)
+    images = (RANDOM.integers(0, 60, (40, 28, 28)) + 19 * labels[:, None, None]).astype(np.uint8)
+    for field, name in MNIST_FILES.items():
+        array = images if field.endswith("inputs") else labels
+        (folder / name).write_bytes(idx_bytes(array))
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"):
+        (folder / f"{name}.bin").write_bytes(cifar_records(8))
+    (folder / "test_batch.bin").write_bytes(cifar_records(8))
+    line = "the cat sat on the mat and the dog ran after the cat\n"
+    (folder / "ptb.train.txt").write_text(20 * line)
+    (folder / "ptb.valid.txt").write_text(10 * line)
+    (folder / "ptb.test.txt").write_text(12 * line)
+    for name in ("warpeace_input.txt", "tinyshakespeare_input.txt"):
+        (folder / name).write_text(100 * line)
+    return folder
+
+
+def cifar_records(count: int) -> bytes:
+    records = RANDOM.integers(0, 256, (count, RECORD)).astype(np.uint8)
+    records[:, 0] %= 10
+    return records.tobytes()
+
+
+def run(workload: str, optimizer: str, data: pathlib.Path, out: pathlib.Path, *more: str) -> list:
+    """Trains, and returns the lines of the log."""
+    arguments = [workload, "--optimizer", optimizer, "--data-dir", str(data), "--out", str(out)]
+    train.main([*arguments, *SMALL[workload].split(), *SHORT.split(), *more])
+    return [json.loads(line) for line in (out / logs.FILE).read_text().splitlines()]
+
+
+def check(lines: list, out: pathlib.Path, seeds: int = 1) -> None:
+    head, *points = lines
+    assert head["versions"]["jax"]
+    assert points[0]["gradient_evaluations"] == 0
+    assert points[-1]["gradient_evaluations"] == head["configuration"]["gradient_evaluations"]
+    for point in points:
+        assert len(point["train_loss"]) == seeds
+        assert None not in point["test_loss"] + point["test_error"]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((out / "tensorboard").iterdir())
+
+
+# A network compiles in seconds, so that by default each network and each optimizer runs once.
+USUAL = [(name, "entropy_sgd") for name in workloads.NAMES if name != "digits"]
+USUAL += [("digits", name) for name in contestants.RECIPES]
+PAIRS = [(name, optimizer) for name in workloads.NAMES for optimizer in contestants.RECIPES]
+REST = [pair for pair in PAIRS if pair not in USUAL]
+
+
+@pytest.mark.parametrize(("workload", "optimizer"), USUAL)
+def test_trains_from_the_files_to_the_figure(workload, optimizer, data, tmp_path):
+    check(run(workload, optimizer, data, tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workload", "optimizer"), REST)
+def test_every_pair_trains(workload, optimizer, data, tmp_path):
+    check(run(workload, optimizer, data, tmp_path), tmp_path)
+
+
+def test_all_optimizers_may_spend_the_same_number_of_gradients(data):
+    counts = {}
+    for name in contestants.RECIPES:
+        options = train.parse_arguments(["digits", "--optimizer", name, "--inner-steps", "20"])
+        run = train.prepare(options)
+        counts[name] = run.budget.gradient_evaluations
+        assert run.budget.batches * run.budget.gradients_per_batch == run.budget.inner_steps
+    # 100 epochs of 20 batches; three replicas of 20 steps make rounds of 60.
+    assert counts.pop("parle") == 1980
+    assert set(counts.values()) == {2000}
+
+
+def test_training_lowers_the_loss(data, tmp_path):
+    lines = run("mnistfc", "entropy_sgd", data, tmp_path, "--learning-rate", "1", "--seeds", "2")
+    check(lines, tmp_path, seeds=2)
+    assert np.mean(lines[-1]["train_loss"]) < 0.9 * np.mean(lines[1]["train_loss"])
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "entropy_sgd",
+        pytest.param("sam", marks=pytest.mark.slow),
+        pytest.param("parle", marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
+    optimizer, data, tmp_path, monkeypatch
+):
+    more = ("--seeds", "2", "--dropout", "0.2")
+    whole = run("mnistfc", optimizer, data, tmp_path / "whole", *more)
+
+    def die(self, step, tree):
+        save(self, step, tree)
+        raise Killed
+
+    save = checkpoints.Checkpoints.save
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", die)
+    with pytest.raises(Killed):
+        run("mnistfc", optimizer, data, tmp_path / "parts", *more)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
+    # As if it had died after measuring and before saving: this line must not come twice.
+    log = tmp_path / "parts" / logs.FILE
+    log.write_text(log.read_text() + log.read_text().splitlines(keepends=True)[-1][:-20])
+    parts = run("mnistfc", optimizer, data, tmp_path / "parts", *more)
+    assert len(whole) == len(parts) > 3
+    for name in ("gradient_evaluations", "train_loss", "test_loss", "test_error"):
+        assert [line[name] for line in whole[1:]] == [line[name] for line in parts[1:]]
+    assert parts[0]["configuration"] == whole[0]["configuration"]
+    # A third time there is nothing left to do.
+    assert run("mnistfc", optimizer, data, tmp_path / "parts", *more) == parts
+
+
+def test_other_settings_do_not_continue_a_training(data, tmp_path):
+    run("digits", "sgd", data, tmp_path)
+    with pytest.raises(InputError, match="learning_rate"):
+        run("digits", "sgd", data, tmp_path, "--learning-rate", "0.5")
+
+
+def test_seeds_one_by_one_train_as_together(data, tmp_path):
+    ends = [
+        run("mnistfc", "entropy_sgd", data, tmp_path / name, "--seeds", "2", *more)[-1]
+        for name, more in (("together", ()), ("in turn", ("--one-by-one",)))
+    ]
+    np.testing.assert_allclose(ends[0]["test_loss"], ends[1]["test_loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("workload", "hidden"),
+    [("mnistfc", "t10k-images-idx3-ubyte"), ("allcnn", "test_batch.bin"), ("ptb", "ptb.test.txt")],
+)
+def test_with_validation_the_test_set_is_not_read(workload, hidden, data, tmp_path):
+    (tmp_path / "data").mkdir()
+    for path in data.iterdir():
+        if path.name != hidden:
+            (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
+    options = [workload, "--data-dir", str(tmp_path / "data")]
+    count = "120" if workload == "ptb" else "8"
+    dataset = train.prepare(
+        train.parse_arguments([*options, *SMALL[workload].split(), "--validation", count])
+    ).dataset
+    if workload != "ptb":
+        assert len(dataset.train_labels) == 32
+        assert len(dataset.test_labels) == 8
+    with pytest.raises(InputError, match=hidden.split(".")[0]):
+        train.prepare(train.parse_arguments([*options, *SMALL[workload].split()]))
+
+
+def test_the_log_of_a_tuning_run_says_validation(data, tmp_path):
+    *_, end = run("digits", "sgd", data, tmp_path, "--validation", "64")
+    assert "validation_error" in end
+    assert "test_error" not in end
+
+
+def test_label_noise_and_fewer_examples(data):
+    arguments = ["mnistfc", "--data-dir", str(data), *SMALL["mnistfc"].split(), "--examples", "30"]
+    plain = train.prepare(train.parse_arguments(arguments)).dataset
+    noisy = train.prepare(train.parse_arguments([*arguments, "--label-noise", "0.5"])).dataset
+    assert len(plain.train_labels) == len(noisy.train_labels) == 30
+    assert 0 < (plain.train_labels != noisy.train_labels).sum() < 25
+    np.testing.assert_array_equal(plain.test_labels, noisy.test_labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nothing", "'nothing'"),
+        ("mnistfc", "needs --data-dir"),
+        ("mnistfc --data-dir nowhere", "no train-images-idx3-ubyte"),
+        ("allcnn --data-dir nowhere", "no cifar-10-binary.tar.gz"),
+        ("ptb --data-dir nowhere", "no ptb.train.txt"),
+        ("char_lstm --data-dir nowhere", "no warpeace_input.txt"),
+        ("char_gpt --text nowhere.txt", "no nowhere.txt"),
+        ("digits --optimizer magic", "'magic'"),
+        ("digits --learning-rate nan", "'nan' given"),
+        ("digits --learning-rate -1", "--learning-rate"),
+        ("digits --momentum 1", "from 0 to below 1"),
+        ("digits --averaging 2", "averaging"),
+        ("digits --examples 2000", "--examples 2000"),
+        ("digits --validation 2000", "--validation 2000 leaves nothing"),
+        ("digits --batch-size 2000", "--batch-size 2000 is above"),
+        ("digits --seeds 0", "--seeds"),
+        ("digits --out /dev/null/x", "--out"),
+    ],
+)
+def test_a_mistake_gives_one_line_before_anything_compiles(
+    arguments, message, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped, one_line_errors("train.py"):
+        train.main(arguments.split())
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("train.py: error: ")
+    assert message in printed.err
+
+
+def test_the_command_itself(tmp_path):
+    command = [sys.executable, "-W", "error", str(SCRIPT), "digits", "--out", "out"]
+    done = subprocess.run(
+        [*command, *SMALL["digits"].split(), *SHORT.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "Entropy-SGD" in done.stdout
+    assert "out" in done.stdout
