@@ -35,8 +35,8 @@ _ADVICE = {
     "without a learning rate of its own, or None.",
     "strength": "Parle's grows from 1 to 10; 0 lets the replicas go their own ways.",
     "coupling": "Parle's grows from 1 to 10; 0 lets the replicas go their own ways.",
-    "batch_axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, over "
-    "which the batch is split. Under jit with shardings leave it out.",
+    "batch_axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, "
+    "over which the batch is split. Under jit with shardings leave it out.",
     "axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, over the "
     "replicas.",
     "replica_axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, "

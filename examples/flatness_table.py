@@ -1,4 +1,4 @@
-"""How wide the valleys are in which SGD, Adam, SAM and Entropy-SGD end, side by side.
+"""How wide the valleys are in which SGD, Adam, SAM, Entropy-SGD and Parle end, side by side.
 
     python examples/flatness_table.py
 
@@ -31,11 +31,13 @@ with one_line_errors("flatness_table.py"):
     from report import figure_path, mean_and_spread
     from settings import Settings, positive
     from spectrum import logits_of, loss_of, stacked_batches, train_to_the_end
+    from training import Measurement
 
 COMMON = Settings(
     effective_epochs=100, batch_size=64, schedule="cosine", inner_schedule="cosine", momentum=0.9
 )
-# Learning rates as tune_digits.py chose them; SAM has SGD's, and the radius of its paper.
+# Learning rates as tune_digits.py chose them; SAM has SGD's, and the radius of its paper, Parle
+# Entropy-SGD's. Parle's gradients are those of all replicas together.
 OPTIMIZERS = {
     "SGD": ("sgd", {"learning_rate": 0.1}),
     "Adam": ("adam", {"learning_rate": 0.01, "b1": 0.8}),
@@ -50,21 +52,32 @@ OPTIMIZERS = {
             "reset_inner_state": False,
         },
     ),
+    "Parle, 3 replicas": (
+        "parle",
+        {
+            "learning_rate": 1.0,
+            "momentum": 0.0,
+            "inner_learning_rate": 0.2,
+            "scope": 0.3,
+            "reset_inner_state": False,
+            "replicas": 3,
+            "coupling": 0.1,
+        },
+    ),
 }
 STRENGTHS = np.linspace(0, 0.6, 13)
 SHOWN = 6  # the strength in the table: 0.3
 EXAMPLES = 1280  # all training images
 
 
-def train(name: str, model: Model, dataset: Dataset, seeds: int) -> tuple[Any, np.ndarray]:
-    """Parameters and test errors in percent, of every seed."""
+def train(name: str, model: Model, dataset: Dataset, seeds: int) -> tuple[Any, Measurement]:
+    """Parameters and what was measured at the end, of every seed."""
     recipe, arguments = OPTIMIZERS[name]
     settings = Settings(**{**vars(COMMON), **arguments})
     contestant, budget = contestants.prepare(
         recipe, settings, len(dataset.train_labels), measurements=1
     )
-    params, measurement = train_to_the_end(contestant, model, dataset, budget, seeds)
-    return params, measurement.test_error
+    return train_to_the_end(contestant, model, dataset, budget, seeds)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -96,6 +109,7 @@ def table_of(results: dict[str, dict[str, np.ndarray]]) -> Table:
     """One row for each optimizer; mean and standard error over the seeds."""
     table = Table(title="The valleys in which optimizers end (digits)", caption=CAPTION)
     columns = {
+        "training loss": ("training loss", ".1e"),
         "largest eigenvalue": ("λ max", ".3f"),
         "trace": ("trace", ".2f"),
         "share near zero": ("near 0, %", ".1f"),
@@ -125,14 +139,15 @@ def main() -> None:
     model, batches = digits.make_model((64, 64, 64, 10)), stacked_batches(dataset, EXAMPLES)
     results = {}
     for name in track(OPTIMIZERS, "measuring", console=console):
-        params, test_error = train(name, model, dataset, options.seeds)
+        params, measurement = train(name, model, dataset, options.seeds)
         each = [
             jax.device_get(measure(model, jax.tree.map(lambda x: x[seed], params), batches))  # noqa: B023
             for seed in range(options.seeds)
         ]
         results[name] = {key: np.array([one[key] for one in each]) for key in each[0]}
         results[name] |= {
-            "test error": np.asarray(test_error),
+            "training loss": np.asarray(measurement.train_loss),
+            "test error": np.asarray(measurement.test_error),
             "local energy": results[name]["profile"][:, SHOWN],
         }
     console.print(table_of(results))

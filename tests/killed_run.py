@@ -24,9 +24,9 @@ from entropy_sgd_jax import entropy_adam, entropy_sgd
 
 L, WIDTH, SAVE_EVERY = 4, 64, 3  # so that checkpoints lie within the cycles of streaming mode
 
-SCAN = entropy_sgd(0.7, 0.9, inner_steps=L, inner_learning_rate=0.01, reset_inner_state=False)
+SCAN = entropy_sgd(0.5, 0.5, inner_steps=L, inner_learning_rate=0.003, reset_inner_state=False)
 STREAMING = entropy_adam(
-    0.01, inner_steps=L, inner_learning_rate=0.01, streaming=True, diagnostics=True
+    0.001, inner_steps=L, inner_learning_rate=0.003, streaming=True, diagnostics=True
 )
 
 

@@ -1,6 +1,6 @@
 """Turns the lossy copy of CIFAR-10 in `shared/data` into the official binary files.
 
-    python benchmarks/experiments/cifar10_copy.py /work/shared/data/cifar10-lossy /tmp/cifar10
+    python benchmarks/experiments/cifar10_copy.py COPY OUT
 
 Results on them must be labelled "CIFAR-10, lossy copy". Needs Pillow 11.3 or newer.
 """

@@ -1,6 +1,6 @@
 """The final runs: every workload, optimizer and variant, and the table of them all.
 
-    python benchmarks/experiments/run.py --data-dir /work/shared/data --workloads mnistfc lenet
+    python benchmarks/experiments/run.py --data-dir DIR --workloads mnistfc lenet
     python benchmarks/experiments/run.py --table
 
 Variants: "paper" takes the settings of the paper, "tuned" those that `tune.py` found. Each run is

@@ -1,6 +1,6 @@
 """Chooses settings on a validation split: 12 of each optimizer, all with the same budget.
 
-    python benchmarks/experiments/tune.py --data-dir /work/shared/data
+    python benchmarks/experiments/tune.py --data-dir DIR
     python benchmarks/experiments/tune.py --data-dir DIR --workloads mnistfc --effective-epochs 5
 
 The test sets are not read. Every finished setting is written to `tuning.json` at once, and the same
