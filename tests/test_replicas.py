@@ -321,6 +321,9 @@ def test_replica_average_keeps_structure_and_is_the_identity_without_an_axis() -
     jax.tree.map(np.testing.assert_array_equal, same, tree)
 
 
+@pytest.mark.skipif(
+    not hasattr(optax.contrib, "MuonDimensionNumbers"), reason="Muon came with Optax 0.2.6"
+)
 def test_muon_runs_inside() -> None:
     matrices = {"w": optax.contrib.MuonDimensionNumbers()}
     tx = esj.diloco(
