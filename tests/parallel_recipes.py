@@ -47,8 +47,14 @@ def grad_of_the_mean(params: Any, batch: Any) -> Any:
 
 
 def recipe(
-    streaming: bool, axis: str | None, grad_fn: Any = local_grad, wrapped: bool = False
+    streaming: bool,
+    axis: str | None,
+    outside: Any = local_grad,
+    wrapped: bool = False,
+    grad_fn: Any = None,
 ) -> Any:
+    """`outside` takes the gradients that are passed in, `grad_fn` those inside the optimizer."""
+    grad_fn = grad_fn or outside
     tx = entropy_sgd(
         0.7, 0.9, inner_steps=L, noise_scale=0.01, streaming=streaming, batch_axis_name=axis
     )
@@ -60,12 +66,12 @@ def recipe(
     def update(params: Any, state: Any, inputs: Any, targets: Any) -> Any:
         if not streaming:
             # The wrappers look at the gradients, and so do not take None for them.
-            grads = grad_fn(params, (inputs[0], targets[0])) if wrapped else None
+            grads = outside(params, (inputs[0], targets[0])) if wrapped else None
             batches = (inputs[1:], targets[1:]) if wrapped else (inputs, targets)
             updates, state = tx.update(grads, state, params, grad_fn=grad_fn, batches=batches)
             return optax.apply_updates(params, updates), state
         for batch in zip(inputs, targets, strict=True):
-            updates, state = tx.update(grad_fn(params, batch), state, params)
+            updates, state = tx.update(outside(params, batch), state, params)
             params = optax.apply_updates(params, updates)
         return params, state
 
@@ -158,6 +164,9 @@ def main() -> None:
             "pmap": pmapped(*recipe(streaming, "d", wrapped=True)),
             "shard_map, check_vma=False": shard_mapped(
                 *recipe(streaming, "d", wrapped=True), mesh, False
+            ),
+            "shard_map, check_vma=True": shard_mapped(
+                *recipe(streaming, "d", grad_of_the_mean, True, local_grad), mesh, True
             ),
         }
         found |= {f"{mode}, {name}, wrapped": gap(one, many) for name, many in ends.items()}

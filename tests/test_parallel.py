@@ -19,5 +19,5 @@ def test_every_recipe_equals_one_device() -> None:
     )
     assert done.returncode == 0, done.stderr
     deviations = json.loads(done.stdout)
-    assert len(deviations) == 19
+    assert len(deviations) == 21
     assert {name: gap for name, gap in deviations.items() if not gap < 1e-6} == {}
