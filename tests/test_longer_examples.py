@@ -28,6 +28,12 @@ def test_a_missing_text_is_one_line(tmp_path: pathlib.Path) -> None:
     assert done.stderr == "diloco_gpt.py: error: no nothing.txt or nothing.txt.gz in .\n"
 
 
+def test_steps_that_make_no_whole_rounds_are_one_line(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "diloco_gpt.py", "--text", "nothing.txt", "--steps", "150")
+    assert done.returncode == 2
+    assert done.stderr == "diloco_gpt.py: error: --steps 150 given, a multiple of 100 expected\n"
+
+
 @pytest.mark.slow
 def test_replicas_of_a_gpt_learn_a_text(tmp_path: pathlib.Path) -> None:
     words = "the quick brown fox jumps over the lazy dog and runs away. " * 2000
