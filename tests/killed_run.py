@@ -1,8 +1,9 @@
-"""A run with checkpoints that a test kills and starts again: FOLDER STEPS.
+"""A run with checkpoints that a test kills and starts again: FOLDER STEPS PAUSE.
 
 Trains a small network in scan and in streaming mode, on one device and with parameters split over
-several, all side by side, one update of each at every step. Prints "training" when it starts to,
-and at the end a digest of every bit that it holds, and the sum of all parameters.
+several, all side by side, one update of each at every step, and a pause of so many seconds. Prints
+"training" when it starts to, and at the end a digest of every bit that it holds, and the sum of all
+parameters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import pathlib
 import sys
+import time
 from typing import Any
 
 import jax
@@ -67,7 +69,7 @@ def digest(runs: Any) -> str:
 
 
 def main() -> None:
-    folder, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+    folder, steps, pause = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     runs, step = {}, {}
     for mode, tx in [("scan", SCAN), ("streaming", STREAMING)]:
         for split in (False, True):
@@ -87,6 +89,7 @@ def main() -> None:
             for name, run in runs.items():
                 # One at a time: CPU devices that wait for each other share a pool of threads.
                 runs[name] = jax.block_until_ready(step[name](jnp.int32(index), *run))
+            time.sleep(pause)
             if (index + 1) % SAVE_EVERY == 0:
                 checkpoints.save(index + 1, runs)
     print(digest(runs), sum(float(jnp.sum(runs[name][0]["w"])) for name in sorted(runs)))

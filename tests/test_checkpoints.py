@@ -169,7 +169,7 @@ def test_another_tree_is_named(folder: pathlib.Path, tree: Any) -> None:
     assert (folder / "2").is_dir()
 
 
-def run(folder: pathlib.Path, devices: int, steps: int) -> subprocess.Popen[str]:
+def run(folder: pathlib.Path, devices: int, steps: int, pause: float = 0) -> subprocess.Popen[str]:
     settings = {
         "PYTHONPATH": str(PROGRAM.parents[1] / "examples"),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -177,7 +177,7 @@ def run(folder: pathlib.Path, devices: int, steps: int) -> subprocess.Popen[str]
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
-        [sys.executable, PROGRAM, folder, str(steps)],
+        [sys.executable, PROGRAM, folder, str(steps), str(pause)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -201,12 +201,12 @@ def newest(folder: pathlib.Path) -> int:
 
 def survive(tmp_path: pathlib.Path, kills: int) -> None:
     """Kills each run some moments after it has written none to two checkpoints more."""
-    steps = 20 + 8 * kills
+    steps = 20 + 14 * kills
     _, expected, _ = finish(run(tmp_path / "uninterrupted", 4, steps))
     moments = random.Random(0)
     folder = tmp_path / "killed"
     for kill in range(kills):
-        process = run(folder, 4, steps)
+        process = run(folder, 4, steps, pause=0.05)  # so that it cannot finish before
         assert process.stdout is not None
         assert process.stdout.readline().startswith("training"), process.communicate()
         enough = newest(folder) + 3 * moments.randint(0, 2)
