@@ -54,8 +54,8 @@ def top_eigenvalues(
       params: real floating arrays in any pytree.
       batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
       k: how many; a static int from 1 to the number of parameters.
-      tolerance: stops where ‖A v − λ v‖ is at most `tolerance` times the size of λ, or at rounding. Its error
-        is at most that norm, and goes with its square where λ stands apart.
+      tolerance: stops where ‖A v − λ v‖ is at most `tolerance` times the size of λ, or at rounding.
+        The error of λ is at most that norm, and goes with its square where λ stands apart.
       max_products: stops there in any case.
       return_eigenvectors: whether to return the eigenvectors too.
       batch_size: the weight of a batch, a function of it; None for its number of examples.
