@@ -82,7 +82,7 @@ def settle(param: chex.Array, anchor: chex.Array, iterate: chex.Array) -> chex.A
     """x where `params` is x, but for the rounding of params + (x − params).
 
     `params` rules here too; but without this, replicas that all hold the same x would drift apart
-    by roundings that differ, and x would be another than in scan mode.
+    by roundings that differ.
     """
     dtype = jnp.result_type(anchor)
     sizes = (jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in (anchor, iterate))

@@ -103,10 +103,7 @@ class LocalEntropy:
             call, key, batch = inputs
             point = _trees.cast_like(chain.iterate, params)
             loss, grads = _collectives.mean(
-                evaluate(
-                    self._local(point),
-                    call if batches is None else batch,
-                ),
+                evaluate(self._local(point), call if batches is None else batch),
                 self.batch_axis_name,
             )
             step = call + (self.inner_steps - calls)

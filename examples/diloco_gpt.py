@@ -32,7 +32,8 @@ with one_line_errors("diloco_gpt.py"):
     from rich.table import Table
 
     from entropy_sgd_jax import diloco
-    from report import figure_path
+    from report import figure_path, mean_and_spread
+    from settings import positive
     from text import Text, load_characters
     from workloads.char_gpt import Network
 
@@ -189,10 +190,9 @@ def table(curves: dict[str, list[Curve]]) -> Table:
     shown = Table("", "test loss, nats / character", "gigabytes per device", "seconds")
     for name, runs in curves.items():
         last = np.array([curve.loss[-1] for curve in runs])
-        error = f" ± {last.std(ddof=1) / len(last) ** 0.5:.3f}" if len(last) > 1 else ""
         shown.add_row(
             name,
-            f"{last.mean():.3f}{error}",
+            mean_and_spread(last, ".3f"),
             f"{runs[0].gigabytes[-1]:.3f}",
             f"{np.mean([curve.seconds for curve in runs]):.0f}",
         )
@@ -214,9 +214,9 @@ def main() -> None:
     parser = OneLineParser(prog="diloco_gpt.py", description=__doc__.splitlines()[0])
     parser.add_argument("--text", required=True, help="any text file, plain or .gz")
     parser.add_argument(
-        "--steps", type=int, default=800, help="gradient evaluations, a multiple of 100"
+        "--steps", type=positive, default=800, help="gradient evaluations, a multiple of 100"
     )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=positive, default=1)
     parser.add_argument("--out", default="diloco_gpt.png", help="the figure")
     parser.add_argument("--tune", action="store_true", help="try the settings on validation text")
     options = parser.parse_args()

@@ -6,6 +6,9 @@ tree of any shape.
 
 from __future__ import annotations
 
+import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,16 @@ import numpy as np
 import optax
 
 from entropy_sgd_jax import entropic, entropy_adam, entropy_sgd
+
+
+def run_program(program: pathlib.Path) -> str:
+    """What a program of its own prints, with warnings as errors; devices are fixed at its start."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
 
 MODES = ("scan", "scan_none", "streaming")
 

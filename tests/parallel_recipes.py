@@ -152,7 +152,13 @@ def main() -> None:
             "jit, sharded parameters": sharded(*recipe(streaming, None), mesh),
             "jit, sharded parameters, explicit mesh": sharded(*recipe(streaming, None), explicit),
         }
-        if not streaming:
+        if streaming:
+            averaged = recipe(streaming, "d", grad_of_the_mean)
+            ends["pmap, gradient of the mean"] = pmapped(*averaged)
+            ends["shard_map, check_vma=False, gradient of the mean"] = shard_mapped(
+                *averaged, mesh, False
+            )
+        else:
             ends["shard_map, check_vma=True, averaged already"] = shard_mapped(
                 *recipe(streaming, "d", averaged_grad), mesh, True
             )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -16,7 +14,7 @@ import optax
 import pytest
 
 import entropy_sgd_jax as esj
-from helpers import double_precision
+from helpers import double_precision, run_program
 from reference import SGD, Adam, Momentum
 
 N, D, L, UPDATES = 3, 5, 4, 6  # replicas, parameters, Langevin steps, outer steps
@@ -405,11 +403,7 @@ def test_coupling_without_params_is_refused() -> None:
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="jax.shard_map came with JAX 0.6")
 def test_replicas_on_devices_equal_replicas_under_vmap() -> None:
     program = pathlib.Path(__file__).with_name("replica_recipes.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", program], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    deviations = json.loads(done.stdout)
+    deviations = json.loads(run_program(program))
     assert len(deviations) == 12
     assert {name: gap for name, gap in deviations.items() if not gap < 2e-6} == {}
 
@@ -431,11 +425,9 @@ def test_streaming_synchronises_in_a_branch() -> None:
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="jax.shard_map came with JAX 0.6")
 def test_replicas_communicate_one_lth_of_data_parallel_sgd() -> None:
     program = pathlib.Path(__file__).parents[1] / "benchmarks" / "communication.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", program], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    records = [
+        json.loads(line) for line in run_program(program).splitlines() if line.startswith("{")
+    ]
     parameters = 64 * 256 + 256 + 256 * 10 + 10
     assert [record["inner_steps"] for record in records] == [20, 500]
     for record in records:
