@@ -4,6 +4,7 @@ import entropy_sgd_jax
 
 project = "entropy_sgd_jax"
 author = "The entropy_sgd_jax authors"
+copyright = f"2026, {author}"
 version = release = entropy_sgd_jax.__version__
 
 extensions = [

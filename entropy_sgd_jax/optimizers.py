@@ -38,11 +38,11 @@ def entropic(
     mean where it would be given the gradient.
 
     .. math::
-      & x', \mu \leftarrow x \
-      & \text{repeat } L \text{ times, each on a fresh mini-batch:} \
-      & \quad d \leftarrow D(\nabla f(x')) \
-      & \quad x' \leftarrow x' - \eta' (d + \gamma (x' - x)) + \sqrt{\eta'}\, \varepsilon\, \xi \
-      & \quad \mu \leftarrow (1 - \alpha)\, \mu + \alpha\, x' \
+      & x', \mu \leftarrow x \\
+      & \text{repeat } L \text{ times, each on a fresh mini-batch:} \\
+      & \quad d \leftarrow D(\nabla f(x')) \\
+      & \quad x' \leftarrow x' - \eta' (d + \gamma (x' - x)) + \sqrt{\eta'}\, \varepsilon\, \xi \\
+      & \quad \mu \leftarrow (1 - \alpha)\, \mu + \alpha\, x' \\
       & x \leftarrow \text{base optimizer's step on } G = x - \mu
 
     ===========  ===========================  =======================================
@@ -88,6 +88,9 @@ def entropic(
     Transformations chained *before* this one see only ``grads``; clipping, weight decay and
     masking of all L gradients belong into ``inner_transform`` (or use streaming mode).
 
+    ``inner_learning_rate``, ``scope``, ``noise_scale`` and ``averaging`` may each be a number, a
+    traced scalar or an Optax schedule.
+
     Args:
       base_optimizer: takes the outer step; its learning rate, schedules and state count outer
         steps. ``optax.sgd(1.0)`` is the paper's start: it sets x to μ.
@@ -113,9 +116,6 @@ def entropic(
       accumulator_dtype: dtype of x′, μ and the noise; None for the parameters', at least float32.
       diagnostics: whether to keep a record of each update, see ``entropic_diagnostics``.
       key: seed of the noise: an int, a typed key or a legacy uint32 key.
-
-      ``inner_learning_rate``, ``scope``, ``noise_scale`` and ``averaging`` may each be a number, a
-      traced scalar or an Optax schedule.
 
     Returns:
       A transformation whose state is an ``EntropicState``. Updates have the parameters' structure,

@@ -381,7 +381,7 @@ def diloco(
 
     .. math::
       & x'^a \leftarrow x, \quad \text{then } L \text{ times} \quad
-        x'^a \leftarrow x'^a - \eta' D(\nabla f^a(x'^a)) \
+        x'^a \leftarrow x'^a - \eta' D(\nabla f^a(x'^a)) \\
       & x \leftarrow \text{Nesterov SGD's step on } x - \frac{1}{n} \sum_a x'^a
 
     It is Entropy-SGD's loop without scope and noise, keeping the last x′ and the inner state:

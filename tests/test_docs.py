@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 import pytest
@@ -27,6 +29,26 @@ def test_every_public_name_is_in_the_reference() -> None:
     listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", page, re.MULTILINE)
     public = [*entropy_sgd_jax.__all__, *flatness.__all__]
     assert sorted(listed) == sorted(name for name in public if name != "plots")
+
+
+DOCUMENTED = [
+    getattr(module, name)
+    for module in (entropy_sgd_jax, flatness)
+    for name in module.__all__
+    if callable(getattr(module, name))
+]
+
+
+@pytest.mark.parametrize("thing", DOCUMENTED, ids=lambda thing: thing.__name__)
+def test_docstrings_are_set_as_they_are_meant(thing: Callable) -> None:
+    text = inspect.getdoc(thing)
+    arguments = re.search(r"^Args:\n(.*?)(?=^\S)", text, re.MULTILINE | re.DOTALL)
+    if arguments:  # a line that is no argument would be set as one
+        names = re.findall(r"^  (\S.*?)(?::|$)", arguments[1], re.MULTILINE)
+        assert set(names) <= set(inspect.signature(thing).parameters)
+    for block in re.findall(r"^\.\. math::\n((?:  .*\n)+)", text, re.MULTILINE):
+        rows = re.split(r"^  &", block, flags=re.MULTILINE)[1:]  # none where nothing is aligned
+        assert all(row.endswith("\\\\\n") for row in rows[:-1])
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="the pages are for a newer JAX")

@@ -214,6 +214,27 @@ def test_matplotlib_is_imported_for_plots_only() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("matplotlib", "flatness.plots"),
+        ("rich", "flatness.exact_spectrum(lambda x, _: x @ x, jnp.ones(2), [0], progress=True)"),
+    ],
+)
+def test_a_missing_extra_is_named(package: str, use: str) -> None:
+    run_python(
+        "import sys, jax.numpy as jnp\n"
+        "from entropy_sgd_jax import flatness\n"
+        f"sys.modules[{package!r}] = None\n"  # as if it were not installed
+        "try:\n"
+        f"    {use}\n"
+        "except ModuleNotFoundError as error:\n"
+        f"    assert '{package}' in str(error) and '[plots]' in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError('no error')\n"
+    )
+
+
 SHARDED = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"

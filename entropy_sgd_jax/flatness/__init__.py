@@ -36,6 +36,7 @@ matrix. The spectrum of one layer is that of a loss which closes over the others
 import importlib
 from typing import Any
 
+from entropy_sgd_jax.flatness import checks
 from entropy_sgd_jax.flatness.annealing import local_entropy
 from entropy_sgd_jax.flatness.curvature import (
     GaussNewton,
@@ -70,5 +71,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "plots":
-        return importlib.import_module("entropy_sgd_jax.flatness.plots")
+        with checks.extra("plots"):
+            return importlib.import_module("entropy_sgd_jax.flatness.plots")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

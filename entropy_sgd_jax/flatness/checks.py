@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -13,6 +15,16 @@ import numpy as np
 
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax import noise as noise_lib
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Says what to install where an import in here finds nothing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f'{error.name} is not installed: pip install "entropy-sgd-jax[{name}]"'
+        raise ModuleNotFoundError(message, name=error.name) from error
 
 
 def params(tree: Any) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from entropy_sgd_jax.flatness import checks
+
 Progress = Callable[[str, int, int], None]  # of a description, what is done, and the total
 
 
@@ -15,7 +17,8 @@ def tracked(progress: bool | Progress, description: str, total: int) -> Iterator
             yield i
         progress(description, total, total)
         return
-    from rich import progress as bars  # here, because only this needs it
+    with checks.extra("plots"):
+        from rich import progress as bars  # here, because only this needs it
 
     with bars.Progress(*bars.Progress.get_default_columns(), bars.TextColumn("left")) as bar:
         yield from bar.track(range(total), description=description)
