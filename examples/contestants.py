@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from entropy_sgd_jax import entropy_adam, entropy_sgd, parle, scoping
+from entropy_sgd_jax import diloco, entropy_adam, entropy_sgd, parle, scoping
 from errors import InputError
 from settings import Settings
 from training import Budget, Contestant, make_budget
@@ -73,8 +73,8 @@ def adam(settings: Settings, budget: Budget) -> Contestant:
 
 def adamw(settings: Settings, budget: Budget) -> Contestant:
     rate = schedule(settings, budget.gradient_evaluations)
-    decoupled = optax.adamw(rate, settings.b1, settings.b2, weight_decay=settings.weight_decay)
-    return Contestant(optax.chain(*clipping(settings), decoupled), optax_round)
+    descent = optax.scale_by_learning_rate(rate)
+    return Contestant(optax.chain(adamw_direction(settings), descent), optax_round)
 
 
 def sam(settings: Settings, budget: Budget) -> Contestant:
@@ -97,6 +97,18 @@ def entropic_adam(settings: Settings, budget: Budget) -> Contestant:
     rate = schedule(settings, budget.rounds)
     inner = inner_arguments(settings, budget.gradient_evaluations)
     return Contestant(entropy_adam(rate, settings.b1, settings.b2, **inner), entropy_round)
+
+
+def snoo(settings: Settings, budget: Budget) -> Contestant:
+    """L steps of AdamW, then one of Nesterov SGD along the whole way they went."""
+    optimizer = diloco(
+        schedule(settings, budget.rounds),
+        settings.momentum or None,
+        inner_steps=settings.inner_steps,
+        inner_learning_rate=inner_rate(settings, budget.gradient_evaluations),
+        inner_transform=adamw_direction(settings),
+    )
+    return Contestant(optimizer, entropy_round)
 
 
 def parle_sgd(settings: Settings, budget: Budget) -> Contestant:
@@ -132,6 +144,7 @@ RECIPES: dict[str, Callable[[Settings, Budget], Contestant]] = {
     "adam": adam,
     "adamw": adamw,
     "sam": sam,
+    "snoo": snoo,
     "parle": parle_sgd,
 }
 
@@ -140,7 +153,7 @@ def prepare(
     name: str, settings: Settings, examples: int, measurements: int
 ) -> tuple[Contestant, Budget]:
     """The optimizer `name` and its budget of gradient evaluations."""
-    entropic = name in ("entropy_sgd", "entropy_adam", "parle")
+    entropic = name in ("entropy_sgd", "entropy_adam", "snoo", "parle")
     per_round = settings.inner_steps if entropic else ROUND
     budget = make_budget(
         settings.effective_epochs,
@@ -170,15 +183,20 @@ def schedule(settings: Settings, steps: int) -> optax.ScalarOrSchedule:
     return peak
 
 
-def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:
-    """What all entropic optimizers have in common; η′ falls over so many gradients."""
-    rate: optax.ScalarOrSchedule = settings.inner_learning_rate
+def inner_rate(settings: Settings, gradients: int) -> optax.ScalarOrSchedule:
+    """η′ over so many gradients."""
+    peak = settings.inner_learning_rate
     if settings.inner_schedule == "cosine":
-        rate = optax.cosine_decay_schedule(rate, gradients)
+        return optax.cosine_decay_schedule(peak, gradients)
+    return peak
+
+
+def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:
+    """What Entropy-SGD, Entropy-Adam and Parle have in common; η′ falls over so many gradients."""
     momentum = [optax.trace(settings.inner_momentum, nesterov=True)]
     return {
         "inner_steps": settings.inner_steps,
-        "inner_learning_rate": rate,
+        "inner_learning_rate": inner_rate(settings, gradients),
         "scope": scoping(settings.scope, settings.scope_growth),
         "noise_scale": settings.noise_scale,
         "averaging": settings.averaging,
@@ -196,6 +214,14 @@ def regularisers(settings: Settings) -> list[optax.GradientTransformation]:
     """What is done to every gradient before momentum."""
     decay = settings.weight_decay
     return clipping(settings) + ([optax.add_decayed_weights(decay)] if decay else [])
+
+
+def adamw_direction(settings: Settings) -> optax.GradientTransformation:
+    return optax.chain(
+        *clipping(settings),
+        optax.scale_by_adam(settings.b1, settings.b2),
+        optax.add_decayed_weights(settings.weight_decay),
+    )
 
 
 def _sgd(settings: Settings, updates: int) -> optax.GradientTransformationExtraArgs:

@@ -79,7 +79,7 @@ class Settings:
     clip_norm: float = flag(0.0, number, "greatest norm of a gradient; 0 for any")
     clip_value: float = flag(0.0, number, "greatest entry of a gradient; 0 for any")
 
-    # The inner loop of entropy_sgd, entropy_adam and parle.
+    # The inner loop of entropy_sgd, entropy_adam, snoo and parle; the last six are not snoo's.
     inner_steps: int = flag(20, positive, "L, gradients per update")
     inner_learning_rate: float = flag(0.1, number, "η′")
     inner_schedule: str = flag("constant", SCHEDULES[:2], "of η′")

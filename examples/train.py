@@ -42,6 +42,7 @@ NAMES = {
     "adam": "Adam",
     "adamw": "AdamW",
     "sam": "SAM",
+    "snoo": "SNOO",
     "parle": "Parle",
 }
 

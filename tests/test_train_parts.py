@@ -210,11 +210,11 @@ def test_step_schedule_divides_at_each_fraction():
 
 @pytest.mark.parametrize("clip", [{"clip_norm": 1.0}, {"clip_value": 0.5}, {"weight_decay": 0.1}])
 def test_regularisers_reach_every_optimizer(clip):
-    """One round on a steep slope ends elsewhere than without."""
+    """One round on slopes of several steepnesses ends elsewhere than without."""
     slope = lambda params, batch: 3 * jnp.ones(4) * (1 + batch[0])  # noqa: E731
-    batches = (jnp.ones(4), jnp.ones(4), jax.random.split(jax.random.key(0), 4))
+    batches = (jnp.arange(4.0), jnp.ones(4), jax.random.split(jax.random.key(0), 4))
     budget = training.Budget(1, 4, 1)
-    for name in ("sgd", "sam", "entropy_sgd"):
+    for name in ("sgd", "adamw", "sam", "entropy_sgd", "snoo"):
         ends = []
         for own in ({}, clip):
             chosen = settings.Settings(inner_steps=4, noise_scale=0.0, rho=0.0, **own)

@@ -37,7 +37,8 @@ class Workload(NamedTuple):
     together: bool = True  # whether the seeds train side by side, in the memory of all
 
 
-# All ours, but for Parle's, which are its authors' code. Workloads replace what the paper says.
+# All ours, but for Parle's, which are its authors' code, and SNOO's outer rate, which is DiLoCo's.
+# Workloads replace what the paper says.
 USUAL: dict[str, dict[str, Any]] = {
     "entropy_sgd": {"learning_rate": 1.0},
     "entropy_adam": {"learning_rate": 0.01, "b1": 0.5},
@@ -45,6 +46,13 @@ USUAL: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 1e-3, "schedule": "cosine"},
     "adamw": {"learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 1e-2},
     "sam": {"learning_rate": 0.1, "momentum": 0.9, "schedule": "cosine", "rho": 0.05},
+    "snoo": {
+        "learning_rate": 0.7,
+        "momentum": 0.5,
+        "inner_learning_rate": 2e-3,
+        "inner_schedule": "cosine",
+        "weight_decay": 1e-2,
+    },
     "parle": {
         "learning_rate": 0.1,
         "momentum": 0.9,
