@@ -3,8 +3,9 @@
     python benchmarks/experiments/run.py --data-dir DIR --workloads mnistfc lenet
     python benchmarks/experiments/run.py --table
 
-Variants: "paper" takes the settings of the paper, "tuned" those that `tune.py` found. Each run is
-one command of `examples/train.py`, which goes on from its checkpoints; finished runs are skipped.
+Variants: "paper" takes the settings and the length of the paper, "short" its settings at the length
+of "tuned", which takes those that `tune.py` found. Each run is one command of `examples/train.py`,
+which goes on from its checkpoints; finished runs are skipped.
 Logs are copied to `logs/`, the table goes to `table.md`, a figure for each workload and variant
 beside it. Workloads run in the order given.
 """
@@ -19,8 +20,10 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import numpy as np
+import paired
 import tune  # also finds the examples
 
 import logs
@@ -28,13 +31,13 @@ import report
 import train
 import workloads
 
+VARIANTS = ("paper", "short", "tuned")
 HERE, SCRIPT = pathlib.Path(__file__).parent, pathlib.Path(train.__file__)
 SEEDS = {"mnistfc": 5, "lenet": 5}  # else 3
-# Of the paper's variant the effective epochs are the paper's, but for these, the same for all.
-TUNED_EPOCHS = {"mnistfc": 100, "lenet": 50, "char_lstm": 25}
-HEAD = (
-    "| workload | variant | optimizer | {part} score at the end | at its best | training loss "
-    "| gradient evaluations | seconds per seed |\n|---|---|---|---|---|---|---|---|\n"
+EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 3}  # effective ones, where not the paper's
+COLUMNS = (
+    *("workload", "variant", "optimizer", "test score at the end", "less the best baseline's"),
+    *("at its best", "training loss", "gradient evaluations", "seconds per seed"),
 )
 
 
@@ -48,9 +51,9 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
         best = tune.winner(results, workload, optimizer)
         if best is None:
             return []
-        flags += [*best["settings"], "--effective-epochs", str(TUNED_EPOCHS[workload])]
-    if options.effective_epochs:
-        flags += ["--effective-epochs", str(options.effective_epochs)]
+        flags += best["settings"]
+    if variant != "paper":
+        flags += ["--effective-epochs", str(EPOCHS[workload])]
     return flags
 
 
@@ -70,55 +73,82 @@ def run(name: str, flags: list[str], options: argparse.Namespace) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def table() -> str:
-    """One row for each log, the score at the end first."""
-    rows = [row(path) for path in sorted((HERE / "logs").glob("*.jsonl"))]
-    return HEAD.format(part="test") + "".join(rows)
+class Finished(NamedTuple):
+    """A run, read from its log."""
+
+    configuration: dict[str, Any]
+    variant: str
+    curves: report.Curves
+    score: report.Score
+    seconds: float
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Of shape (measurements, seeds)."""
+        return self.score.of(self.curves)
+
+    @property
+    def ours(self) -> bool:
+        return self.curves.name in ("Entropy-SGD", "Entropy-Adam", "SNOO")
 
 
-def row(path: pathlib.Path) -> str:
+def finished() -> list[list[Finished]]:
+    """All runs, those of one workload and variant together."""
+    paths = sorted((HERE / "logs").glob("*.jsonl"))
+    groups = itertools.groupby(paths, key=lambda path: path.stem.rsplit("-", 1)[0])
+    return [[read(path) for path in group] for _, group in groups]
+
+
+def read(path: pathlib.Path) -> Finished:
     configuration, measurements, seconds = logs.read(path.parent, path.name)
+    curves = report.collect(train.NAMES[configuration["optimizer"]], measurements)
     score = report.SCORES[workloads.get(configuration["workload"]).score]
-    curves = report.collect("", measurements)
-    values, seeds = score.of(curves), configuration["seeds"]
-    # The best of each seed by itself, as the paper seems to have taken it.
-    best, digits = np.nanmin(values, axis=0), score.digits
+    return Finished(configuration, path.stem.split("-")[1], curves, score, seconds)
+
+
+def table(groups: list[list[Finished]]) -> str:
+    """One row for each run, the score at the end first."""
+    rows = []
+    for group in groups:
+        baselines = [run for run in group if not run.ours]
+        best = min(baselines, key=lambda run: run.scores[-1].mean(), default=None)
+        rows += [row(run, best if run.ours else None) for run in group]
+    return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n" + "".join(rows)
+
+
+def row(run: Finished, baseline: Finished | None) -> str:
+    configuration, digits = run.configuration, run.score.digits
     cells = [
         configuration["workload"],
-        path.stem.split("-")[1],
-        train.NAMES[configuration["optimizer"]],
-        f"{report.mean_and_spread(values[-1], digits)} {score.unit}",
-        report.mean_and_spread(best, digits),
-        report.mean_and_spread(curves.train_loss[-1], ".2e"),
+        run.variant,
+        run.curves.name,
+        f"{report.mean_and_spread(run.scores[-1], digits)} {run.score.unit}",
+        paired.difference(run.scores[-1], baseline.scores[-1], digits) if baseline else "",
+        # The best of each seed by itself, as the paper seems to have taken it.
+        report.mean_and_spread(np.nanmin(run.scores, axis=0), digits),
+        report.mean_and_spread(run.curves.train_loss[-1], ".2e"),
         f"{configuration['gradient_evaluations']:,}",
-        f"{seconds / seeds:,.0f}",
+        f"{run.seconds / configuration['seeds']:,.0f}",
     ]
     return f"| {' | '.join(cells)} |\n"
 
 
-def draw() -> None:
+def draw(groups: list[list[Finished]]) -> None:
     """A figure for each workload and variant."""
-    paths = sorted((HERE / "logs").glob("*.jsonl"))
-    for key, group in itertools.groupby(paths, key=lambda path: path.stem.rsplit("-", 1)[0]):
-        found = [logs.read(path.parent, path.name) for path in group]
-        curves = [
-            report.collect(train.NAMES[configuration["optimizer"]], measurements)
-            for configuration, measurements, _ in found
-        ]
-        score = report.SCORES[workloads.get(key.split("-")[0]).score]
-        report.save_figure(curves, key.replace("-", ", "), HERE / f"{key}.png", score)
+    for group in groups:
+        workload, variant = group[0].configuration["workload"], group[0].variant
+        path = HERE / f"{workload}-{variant}.png"
+        curves = [run.curves for run in group]
+        report.save_figure(curves, f"{workload}, {variant}", path, group[0].score)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="with mnist/ and text/")
     parser.add_argument("--workloads", nargs="+", default=["mnistfc", "char_lstm", "lenet"])
-    parser.add_argument(
-        "--optimizers", nargs="+", default=["entropy_sgd", "entropy_adam", "adam", "sgd", "sam"]
-    )
-    parser.add_argument("--variants", nargs="+", choices=("paper", "tuned"), default=["paper"])
+    parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["paper"])
     parser.add_argument("--seeds", type=int, help="default 5 on MNIST, 3 elsewhere")
-    parser.add_argument("--effective-epochs", type=float, help="instead of the usual")
     parser.add_argument("--tuning", type=pathlib.Path, default=HERE / "tuning.json")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--table", action="store_true", help="only the table and figures")
@@ -130,9 +160,9 @@ def main() -> None:
             break
         if flags := command(workload, variant, optimizer, options):
             run(f"{workload}-{variant}-{optimizer}", flags, options)
-        (HERE / "table.md").write_text(table())
-    (HERE / "table.md").write_text(table())
-    draw()
+    groups = finished()
+    (HERE / "table.md").write_text(table(groups))
+    draw(groups)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import json
 import pathlib
 
 import numpy as np
+import paired
 import tune  # also finds the examples
 from rich.progress import Progress
 
@@ -44,9 +45,7 @@ OURS = ("entropy_sgd", "entropy_adam")
 
 
 def grid(optimizer: str) -> list[list[str]]:
-    axes = GRIDS[optimizer] | BOTH
-    choices = itertools.product(*axes.values())
-    return [tune.as_flags(dict(zip(axes, values, strict=True))) for values in choices]
+    return [tune.as_flags(values) for values in tune.product(GRIDS[optimizer] | BOTH)]
 
 
 def scores(flags: list[str], seeds: int) -> list[float]:
@@ -72,9 +71,7 @@ def row(condition: str, results: dict[str, dict]) -> str:
     rival = min((name for name in GRIDS if name not in OURS), key=lambda name: errors[name].mean())
     cells = [report.mean_and_spread(errors[name], ".2f") for name in GRIDS]
     for name in OURS:
-        difference = errors[name] - errors[rival]
-        margin = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
-        cells.append(f"{difference.mean():+.2f} ± {margin:.2f}")
+        cells.append(paired.difference(errors[name], errors[rival], ".2f"))
     return f"| {condition} | {' | '.join(cells)} |\n"
 
 
