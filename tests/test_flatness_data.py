@@ -143,12 +143,20 @@ def test_iterators_are_refused_where_they_would_be_spent() -> None:
             r"`k` must be a static integer .* got 2\.0",
         ),
         (
+            lambda: flatness.top_eigenvalues(LOSS, NET.params, NET.batches, True),
+            r"`k` must be a static integer .* got True",
+        ),
+        (
             lambda: flatness.hessian_trace(LOSS, NET.params, NET.batches, num_probes=0),
             r"`num_probes` must be a static integer in \[1, inf\]; got 0\. Error bars",
         ),
         (
             lambda: flatness.local_energy(LOSS, NET.params, NET.batches, -0.1),
             r"`strength` must be .* in \[0, inf\); got -0\.1",
+        ),
+        (
+            lambda: flatness.local_energy(LOSS, NET.params, NET.batches, "much"),
+            r"`strength` must be .* in \[0, inf\); got 'much'",
         ),
         (
             lambda: flatness.local_entropy(LOSS, NET.params, NET.batches, 0.0),
@@ -171,6 +179,15 @@ def test_iterators_are_refused_where_they_would_be_spent() -> None:
 def test_errors_say_what_to_do(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_number_may_be_traced_and_a_parameter_a_number() -> None:
+    def energy(strength: Any) -> Any:
+        loss = lambda params, batch: (params["x"] - batch[0]) ** 2  # noqa: E731
+        return flatness.local_energy(loss, {"x": 3.0}, jnp.ones((1, 1)), strength).value
+
+    np.testing.assert_allclose(jax.jit(energy)(0.1), energy(0.1), rtol=1e-5)
+    assert energy(0.0) == 0.0 < energy(0.1)
 
 
 def test_keys_of_every_kind_and_reproducible() -> None:
