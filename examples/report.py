@@ -189,7 +189,7 @@ def _limits(curves: list[Curves], score: Score) -> tuple[float, float] | None:
     return 0.97 * least, min(1.3 * worst_end, 1.01 * means.max())
 
 
-# A method and its entropic form share a colour; the entropic one is solid.
+# A method and its entropic form share a colour; two loops are solid.
 COLOURS = {"SGD": "tab:blue", "Adam": "tab:orange", "SAM": "tab:green", "Parle": "tab:red"}
 
 
@@ -197,7 +197,7 @@ def _draw(axes: Axes, curve: Curves, values: np.ndarray) -> None:
     """A line for the mean over the seeds and a band of one standard error around it."""
     mean, error = values.mean(axis=-1), standard_error(values)
     colour = next((own for name, own in COLOURS.items() if curve.name.endswith(name)), "tab:purple")
-    style = "-" if curve.name.startswith(("Entropy", "Parle")) else "--"
+    style = "-" if curve.name.startswith(("Entropy", "SNOO", "Parle")) else "--"
     axes.plot(curve.gradient_evaluations, mean, style, color=colour, label=curve.name)
     axes.fill_between(
         curve.gradient_evaluations, mean - error, mean + error, color=colour, alpha=0.2, lw=0
