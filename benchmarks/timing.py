@@ -105,8 +105,14 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(jax.devices()) if device.platform != "cpu" else _cores(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "entropy-sgd-jax")},
+        **_versions("jax", "jaxlib", "optax", "entropy-sgd-jax", "torch"),
     }
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {package: list(metadata.distributions(name=package)) for package in packages}
+    return {package: own[0].version for package, own in found.items() if own}
 
 
 def _cores() -> int:
