@@ -130,7 +130,7 @@ def main() -> None:
             done[optimizer] = compete(condition, optimizer, done.get(optimizer, {}), progress)
             path.write_text(json.dumps(known, indent=1))
     names = [train.NAMES[name] for name in GRIDS]
-    names += [f"{train.NAMES[name]} less the best other" for name in OURS]
+    names += [f"{train.NAMES[name]} less the best baseline" for name in OURS]
     table = f"| condition | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}\n"
     table += "".join(row(condition, results) for condition, results in known.items())
     (HERE / "width.md").write_text(table)
