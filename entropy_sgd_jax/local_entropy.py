@@ -94,10 +94,12 @@ class LocalEntropy:
         anchor = self._accumulators(params)
         chain = self._start(anchor, state)
         keys = self._step_keys(state, jnp.arange(self.inner_steps))
+        noise = _noise.prepare(self.noise, keys, anchor)
         first_loss = self._incoming_loss(extra_args)
         if grads is not None:  # spent as the first Langevin gradient
             grads = self._incoming(grads, params)
-            chain = self._step(chain, anchor, state.count, 0, _first(keys), grads, first_loss)
+            first = noise(_first(keys))
+            chain = self._step(chain, anchor, state.count, 0, first, grads, first_loss)
 
         def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
             call, key, batch = inputs
@@ -108,7 +110,7 @@ class LocalEntropy:
             )
             step = call + (self.inner_steps - calls)
             losses = call if first_loss is None else step
-            chain = self._step(chain, anchor, state.count, step, key, grads, loss, losses)
+            chain = self._step(chain, anchor, state.count, step, noise(key), grads, loss, losses)
             return chain, None
 
         if calls:
@@ -140,8 +142,9 @@ class LocalEntropy:
 
         anchor = self._accumulators(x)
         key = _first(self._step_keys(state, state.inner_count[None]))
+        noise = _noise.draw(self.noise, key, anchor)
         loss = self._incoming_loss(extra_args)
-        chain = self._step(chain, anchor, state.count, state.inner_count, key, grads, loss)
+        chain = self._step(chain, anchor, state.count, state.inner_count, noise, grads, loss)
         finite = _trees.all_finite(chain.iterate)
         record = chain.record
         chain = _trees.unless(~finite, chain, lambda: self._afresh(anchor, state, record))
@@ -203,7 +206,7 @@ class LocalEntropy:
         anchor: optax.Params,
         count: chex.Array,
         step: chex.Numeric,
-        key: chex.Array | None,
+        noise: Any,
         grads: optax.Updates,
         loss: chex.Numeric | None = None,
         losses: chex.Numeric | None = None,
@@ -220,7 +223,6 @@ class LocalEntropy:
             noise_scale=_at(self.noise_scale, count),
             averaging=_at(self.averaging, count),
         )
-        noise = _noise.draw(self.noise, key, anchor)
         moved = jax.tree.map(move, chain.iterate, chain.average, direction, anchor, noise)
         iterate = jax.tree.map(lambda _, pair: pair[0], anchor, moved)
         average = jax.tree.map(lambda _, pair: pair[1], anchor, moved)
@@ -293,11 +295,11 @@ class LocalEntropy:
         """The loss at the caller's gradient, where he passed `value`, averaged over devices."""
         return _collectives.mean(extra_args.get("value"), self.batch_axis_name)
 
-    def _step_keys(self, state: EntropicState, steps: chex.Array) -> chex.Array | None:
+    def _step_keys(self, state: EntropicState, steps: chex.Array) -> _noise.StepKey | None:
         """One key for each Langevin step; None where the noise is statically zero."""
         if isinstance(self.noise_scale, float) and self.noise_scale == 0:
             return None
-        return _noise.step_keys(state.rng_key, state.count, steps)
+        return _noise.step_keys(self.noise, state.rng_key, state.count, steps)
 
     def _blank_record(self, iterate: optax.Params) -> _diagnostics.EntropicDiagnostics | None:
         if not self.diagnostics:
@@ -319,5 +321,5 @@ def _at(value: ScalarOrSchedule, count: chex.Numeric) -> ArrayLike:
     return value(count) if callable(value) else value
 
 
-def _first(rows: chex.Array | None) -> chex.Array | None:
-    return None if rows is None else rows[0]
+def _first(rows: Any) -> Any:
+    return jax.tree.map(lambda row: row[0], rows)

@@ -3,14 +3,15 @@
 The noise of parameter number p under a step's key is transform(hash(p, key)), a pure elementwise
 function. XLA fuses it into the Langevin step instead of writing it to memory, and the random words
 are the same under jit, vmap, pmap and any sharding. `jax.random` would draw the same law at several
-times the cost: on CPU its threefry is written to memory round by round.
+times the cost: on CPU its threefry is written to memory round by round. A sign needs one bit, so
+one word gives Rademacher noise for 32 steps: small leaves keep theirs, large ones hash anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -40,63 +41,108 @@ def typed_key(key: Any) -> chex.PRNGKey:
     )
 
 
-def step_keys(key: chex.PRNGKey, count: chex.Numeric, steps: chex.Array) -> chex.Array:
-    """The keys of Langevin steps `steps` of update `count`: uint32, shape (len(steps), 2).
+class StepKey(NamedTuple):
+    """What the noise of one Langevin step is drawn from; with a leading axis, of as many steps."""
+
+    words: chex.Array  # uint32, shape (2,)
+    shift: chex.Array | None  # uint32, shape (): the bits that earlier steps used up; None for none
+
+
+class Source(NamedTuple):
+    """A law of noise, as a function of random words."""
+
+    transform: Callable[[chex.Array], chex.Array]  # from words of 32 random bits
+    steps: int  # how many share a word: 1, or 32 where `transform` looks at the top bit alone
+
+
+def step_keys(name: str, key: chex.PRNGKey, count: chex.Numeric, steps: chex.Array) -> StepKey:
+    """The keys of Langevin steps `steps` of update `count`.
 
     Derived from the one key of the state, which is never split: what a step draws depends on no
     step before it. Only this touches `jax.random`, once for all steps, outside of their loop.
     """
+    shared = SOURCES[name].steps
     # Threefry whatever the key is: the other kinds fold in what repeats, or ignore vmap.
     words = jax.random.key_data(typed_key(key))[:2]
     update_key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(update_key, steps)
-    return jax.random.key_data(keys)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(update_key, steps // shared)
+    shift = (steps % shared).astype(jnp.uint32) if shared > 1 else None
+    return StepKey(jax.random.key_data(keys), shift)
 
 
-def draw(source: str, key: chex.Array | None, like: optax.Params) -> Any:
+def prepare(
+    name: str, keys: StepKey | None, like: optax.Params
+) -> Callable[[StepKey | None], optax.Params]:
+    """`draw` for the steps of one loop, from `keys`, with all that they share drawn ahead."""
+    ahead = {}
+    if keys is not None and 1 < len(keys.words) <= SOURCES[name].steps:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
+        ahead = _small_leaves(lambda words: words, keys.words[0], shapes)
+    return lambda key: draw(name, key, like, ahead)
+
+
+def draw(
+    name: str, key: StepKey | None, like: optax.Params, ahead: dict[int, chex.Array] | None = None
+) -> Any:
     """Noise in the shapes and dtypes of `like`; None for each leaf where `key` is None.
 
     Args:
-      source: a name in `SOURCES`.
-      key: one row of `step_keys`, or None for no noise.
+      name: of one of `SOURCES`.
+      key: of one step, or None for no noise.
       like: a tree of floating arrays.
+      ahead: the random words of some leaves, by their place among the leaves.
     """
     if key is None:
         return jax.tree.map(lambda _: None, like)
+    source = SOURCES[name]
+
+    def transform(words: chex.Array) -> chex.Array:
+        return source.transform(words if key.shift is None else words << key.shift)
+
     leaves, treedef = jax.tree.flatten(like)
-    noise = _draw_leaves(SOURCES[source], key, [leaf.shape for leaf in leaves])
-    return jax.tree.unflatten(
-        treedef, [values.astype(leaf.dtype) for values, leaf in zip(noise, leaves, strict=True)]
-    )
+    shapes = [leaf.shape for leaf in leaves]
+    if ahead:
+        small = {place: transform(words) for place, words in ahead.items()}
+    else:
+        small = _small_leaves(transform, key.words, shapes)
+    noise = small | _large_leaves(transform, key.words, shapes)
+    return treedef.unflatten([noise[place].astype(leaf.dtype) for place, leaf in enumerate(leaves)])
 
 
-def _draw_leaves(
-    transform: Callable[[chex.Array], chex.Array], key: chex.Array, shapes: list[tuple[int, ...]]
-) -> list[chex.Array]:
-    """Draws each leaf's noise: alone, or out of one pool; the numbers are the same."""
-    sizes = [math.prod(shape) for shape in shapes]
-    starts = _first_numbers(sizes)
-    small = [size for size in sizes if size <= _SMALL]
-    pool = _pool(transform, sum(small), key) if len(small) > _FEW else None
-    noise = []
-    for start, size, shape in zip(starts, sizes, shapes, strict=True):
-        if pool is not None and size <= _SMALL:
-            # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
-            # leaves once if they differ in nothing but their operands.
-            table = np.arange(start, start + size, dtype=np.int32).reshape(shape)
-            noise.append(pool.at[table].get(mode="promise_in_bounds"))
-        else:
-            page, start = divmod(start, 2**32)
-            page_key = key ^ np.uint32(page * 0x9E3779B9 % 2**32) if page else key
-            noise.append(transform(_hash(_numbers(start, shape, page_key), page_key)))
-    return noise
+Transform = Callable[[chex.Array], chex.Array]
+Shapes = Sequence[tuple[int, ...]]
 
 
-def _first_numbers(sizes: list[int]) -> list[int]:
+def _small_leaves(transform: Transform, key: chex.Array, shapes: Shapes) -> dict[int, chex.Array]:
+    """The small leaves, by place: each drawn alone, or cut from one pool; the numbers are equal."""
+    starts = _first_numbers(shapes)
+    small = {i: shape for i, shape in enumerate(shapes) if math.prod(shape) <= _SMALL}
+    if len(small) <= _FEW:
+        return {i: transform(_words(starts[i], shape, key)) for i, shape in small.items()}
+    pool = _pool(transform, sum(map(math.prod, small.values())), key)
+
+    def cut(start: int, shape: tuple[int, ...]) -> chex.Array:
+        # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
+        # leaves once if they differ in nothing but their operands.
+        table = np.arange(start, start + math.prod(shape), dtype=np.int32).reshape(shape)
+        return pool.at[table].get(mode="promise_in_bounds")
+
+    return {i: cut(starts[i], shape) for i, shape in small.items()}
+
+
+def _large_leaves(transform: Transform, key: chex.Array, shapes: Shapes) -> dict[int, chex.Array]:
+    """The other leaves, by place."""
+    starts = _first_numbers(shapes)
+    large = {i: shape for i, shape in enumerate(shapes) if math.prod(shape) > _SMALL}
+    return {i: transform(_words(starts[i], shape, key)) for i, shape in large.items()}
+
+
+def _first_numbers(shapes: Shapes) -> list[int]:
     """The number of each leaf's first parameter, small leaves first.
 
     The numbers of one leaf never straddle a multiple of 2³², because the hash has 32 bits.
     """
+    sizes = [math.prod(shape) for shape in shapes]
     starts, end = [0] * len(sizes), 0
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i] > _SMALL):
         room = -end % 2**32
@@ -105,7 +151,15 @@ def _first_numbers(sizes: list[int]) -> list[int]:
     return starts
 
 
-def _pool(transform: Callable[[chex.Array], chex.Array], size: int, key: chex.Array) -> chex.Array:
+def _words(start: int, shape: tuple[int, ...], key: chex.Array) -> chex.Array:
+    """The random words of one leaf, whose first parameter has the number `start`."""
+    page, start = divmod(start, 2**32)
+    if page:
+        key = key ^ np.uint32(page * 0x9E3779B9 % 2**32)
+    return _hash(_numbers(start, shape, key), key)
+
+
+def _pool(transform: Transform, size: int, key: chex.Array) -> chex.Array:
     """The noise of the parameters 0 to size − 1, as one vector in memory.
 
     Drawn by a loop of two rounds, because XLA cannot look into a loop: it would repeat any plain
@@ -196,4 +250,4 @@ def _with_sign_of(word: chex.Array, magnitude: chex.Array) -> chex.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-SOURCES = {"gaussian": _gaussian, "rademacher": _rademacher}
+SOURCES = {"gaussian": Source(_gaussian, steps=1), "rademacher": Source(_rademacher, steps=32)}

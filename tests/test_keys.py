@@ -107,6 +107,19 @@ def test_streaming_draws_what_the_scan_draws(impl: str) -> None:
     np.testing.assert_allclose(draw(key, "streaming"), scan, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("inner_steps", [32, 70])  # a word has the signs of 32 steps
+def test_streaming_draws_the_signs_that_the_scan_draws(inner_steps: int) -> None:
+    options = {"inner_steps": inner_steps, "noise": "rademacher", "inner_learning_rate": 0.01}
+    batches = rows(2, inner_steps)
+    scan, *others = (
+        anchor_params(*train(noisy(mode, **options), mode, jnp.ones(4), batches)[::-1])
+        for mode in MODES
+    )
+    for other in others:
+        np.testing.assert_allclose(other, scan, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(scan)) == 4
+
+
 @every_implementation
 def test_each_step_of_each_update_draws_anew(impl: str) -> None:
     def grad_fn(params: Any, batch: Any) -> Any:

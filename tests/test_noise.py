@@ -25,16 +25,24 @@ SIGMAS = 5.0
 SOURCES = ["gaussian", "rademacher"]
 
 
-def keys_of(seed: int, steps: int = 1) -> jax.Array:
-    return noise.step_keys(jax.random.key(seed), 0, jnp.arange(steps))
+def keys_of(source: str, seed: int, steps: int = 1) -> noise.StepKey:
+    return noise.step_keys(source, jax.random.key(seed), 0, jnp.arange(steps))
 
 
-def flat(source: str, key: jax.Array, n: int = N) -> np.ndarray:
+def key_of(source: str, seed: int, step: int = 0) -> noise.StepKey:
+    return jax.tree.map(lambda row: row[step], keys_of(source, seed, step + 1))
+
+
+def flat(source: str, key: noise.StepKey, n: int = N) -> np.ndarray:
     return np.asarray(jax.jit(lambda k: noise.draw(source, k, jnp.zeros(n)))(key), np.float64)
 
 
+def words_of(seed: int) -> jax.Array:
+    return key_of("gaussian", seed).words
+
+
 def raw(key: jax.Array, n: int = N) -> np.ndarray:
-    """The random words of parameters 0 to n − 1."""
+    """The random words of parameters 0 to n − 1 under the two words of a key."""
     return np.asarray(noise._hash(jnp.arange(n, dtype=jnp.uint32) + key[0], key))
 
 
@@ -71,7 +79,7 @@ def test_normal_transform_over_a_grid_of_words():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_gaussian_moments_and_distribution(seed):
-    z = flat("gaussian", keys_of(seed)[0])
+    z = flat("gaussian", key_of("gaussian", seed))
     root = np.sqrt(N)
     assert abs(z.mean()) * root < SIGMAS
     assert abs((z**2).mean() - 1) * root / np.sqrt(2) < SIGMAS
@@ -82,9 +90,10 @@ def test_gaussian_moments_and_distribution(seed):
     assert distance * root < 2.3  # P(K > 2.3) = 5e-5
 
 
+@pytest.mark.parametrize("step", [0, 1, 31, 32])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_rademacher_is_balanced(seed):
-    s = flat("rademacher", keys_of(seed)[0])
+def test_rademacher_is_balanced(seed, step):
+    s = flat("rademacher", key_of("rademacher", seed, step))
     assert set(np.unique(s)) == {-1.0, 1.0}
     assert abs(s.mean()) * np.sqrt(N) < SIGMAS
 
@@ -92,7 +101,7 @@ def test_rademacher_is_balanced(seed):
 @pytest.mark.parametrize("draw", SOURCES)
 @pytest.mark.parametrize("stride", [1, 2, 3, 10, 32, 1000, 1024, 4096, 1 << 16, 1 << 17])
 def test_positions_are_uncorrelated(draw, stride):
-    z = flat(draw, keys_of(0)[0])
+    z = flat(draw, key_of(draw, 0))
     assert abs(correlation(z[:-stride], z[stride:])) < SIGMAS
     if draw == "gaussian":
         v = (z**2 - 1) / np.sqrt(2)
@@ -101,26 +110,54 @@ def test_positions_are_uncorrelated(draw, stride):
 
 @pytest.mark.parametrize("draw", SOURCES)
 def test_seeds_and_steps_are_uncorrelated(draw):
-    seeds = [flat(draw, keys_of(seed)[0]) for seed in range(6)]
-    steps = [flat(draw, key) for key in keys_of(0, 6)]
+    seeds = [flat(draw, key_of(draw, seed)) for seed in range(6)]
+    steps = [flat(draw, key_of(draw, 0, step)) for step in (0, 1, 2, 31, 32, 64)]
     for group in (seeds, steps):
         for i in range(6):
             for j in range(i):
                 assert abs(correlation(group[i], group[j])) < SIGMAS
 
 
-def test_a_parameter_s_noise_over_steps():
-    keys = keys_of(3, 1 << 16)
-    n = keys.shape[0]
-    draw = jax.jit(jax.vmap(lambda key: noise.draw("gaussian", key, jnp.zeros(16))))
-    z = np.asarray(draw(keys), np.float64)
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_parameter_s_noise_over_steps(source):
+    n = 1 << 16
+    draw = jax.jit(jax.vmap(lambda key: noise.draw(source, key, jnp.zeros(16))))
+    z = np.asarray(draw(keys_of(source, 3, n)), np.float64)
     assert abs(z.mean(0)).max() * np.sqrt(n) < SIGMAS
-    assert abs((z**2).mean(0) - 1).max() * np.sqrt(n / 2) < SIGMAS
-    for lag in (1, 2, 4, 64):
+    if source == "gaussian":
+        assert abs((z**2).mean(0) - 1).max() * np.sqrt(n / 2) < SIGMAS
+    for lag in (1, 2, 4, 31, 32, 33, 64):
         c = (z[:-lag].T @ z[lag:]) / (n - lag)  # every position with every other, a lag apart
         assert abs(c).max() * np.sqrt(n - lag) < SIGMAS
     c = z.T @ z / n
     assert abs(c[~np.eye(16, dtype=bool)]).max() * np.sqrt(n) < SIGMAS
+
+
+def test_the_signs_that_share_a_word_are_independent():
+    """Of 32 steps: every two, at one parameter and at neighbours, and every three."""
+    draw = jax.jit(jax.vmap(lambda key: noise.draw("rademacher", key, jnp.zeros(N))))
+    signs = np.asarray(draw(keys_of("rademacher", 0, 32)))
+    for apart in (0, 1, 2, 32, 1000):
+        c = signs[:, apart:] @ signs[:, : N - apart].T / np.sqrt(N - apart)
+        assert abs(c[~np.eye(32, dtype=bool) if apart == 0 else ...]).max() < SIGMAS
+    for one in range(32):
+        others = np.delete(signs, one, axis=0)
+        c = (others * signs[one]) @ others.T / np.sqrt(N)
+        assert abs(c[~np.eye(31, dtype=bool)]).max() < SIGMAS + 0.5  # 4,960 different ones
+
+
+@pytest.mark.parametrize("few", [0, 8])
+@pytest.mark.parametrize("steps", [1, 5, 32, 33])
+def test_what_is_drawn_ahead_is_what_each_step_draws(few, steps, monkeypatch):
+    monkeypatch.setattr(noise, "_FEW", few)
+    keys = keys_of("rademacher", 2, steps)
+
+    def loop(draw):
+        return jax.jit(lambda keys: jax.lax.map(draw(keys), keys))(keys)
+
+    ahead = loop(lambda keys: noise.prepare("rademacher", keys, TREE))
+    alone = loop(lambda _: lambda key: noise.draw("rademacher", key, TREE))
+    assert_same(ahead, alone, exact=True)
 
 
 def test_keys_do_not_shift_one_sequence():
@@ -135,7 +172,7 @@ def test_keys_do_not_shift_one_sequence():
 def test_each_key_and_position_bit_flips_half_of_the_word():
     n = 1 << 14
     for seed in range(3):
-        w = keys_of(seed)[0]
+        w = words_of(seed)
         base = raw(w, n)
         for which in range(2):
             for bit in range(32):
@@ -151,7 +188,7 @@ def test_each_key_and_position_bit_flips_half_of_the_word():
 
 
 def test_every_byte_of_the_words_is_uniform():
-    w = raw(keys_of(0)[0])
+    w = raw(words_of(0))
     for shift in (0, 8, 16, 24):
         counts = np.bincount((w >> shift) & 255, minlength=256)
         chi2 = ((counts - N / 256) ** 2 / (N / 256)).sum()
@@ -189,9 +226,9 @@ def test_numbers_depend_on_the_position_only(
     def draw(key: jax.Array) -> Any:
         return noise.draw(source, key, TREE)
 
-    keys = keys_of(4, 3)
-    eager = draw(keys[0])
-    assert_same(eager, jax.jit(lambda key: draw(key))(keys[0]), exact)
+    keys, first = keys_of(source, 4, 3), key_of(source, 4)
+    eager = draw(first)
+    assert_same(eager, jax.jit(lambda key: draw(key))(first), exact)
     batch = jax.jit(jax.vmap(lambda key: draw(key)))(keys)
     assert_same(eager, jax.tree.map(lambda x: x[0], batch), exact)
     scanned = jax.lax.scan(lambda carry, key: (carry, draw(key)), 0, keys)[1]
@@ -199,24 +236,24 @@ def test_numbers_depend_on_the_position_only(
     # Small leaves first, then the large ones, one number for each parameter.
     order = sorted(TREE, key=lambda name: (TREE[name].size > noise._SMALL, name))
     joined = jnp.concatenate([eager[name].ravel() for name in order])
-    numbers = jnp.arange(joined.size, dtype=jnp.uint32) + keys[0][0]
-    assert_same([joined], [noise.SOURCES[source](noise._hash(numbers, keys[0]))], exact)
+    words = jnp.asarray(raw(first.words, joined.size))
+    assert_same([joined], [noise.SOURCES[source].transform(words)], exact)
 
 
 def test_two_parameters_never_share_a_number_and_a_page() -> None:
     """Above 2³² parameters the hash runs out of numbers, and a new key begins."""
     sizes = [2**20, 5, 2**32 - 2**20, 2**25, 3, 2**32]
-    starts = noise._first_numbers(sizes)
+    starts = noise._first_numbers([(size,) for size in sizes])
     ranges = sorted(zip(starts, sizes, strict=True))
     assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(ranges))
     assert all(start // 2**32 == (start + n - 1) // 2**32 for start, n in ranges)
 
 
 def test_a_later_page_has_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    key, shape = keys_of(0)[0], (100, 100)
-    here = noise._draw_leaves(noise.SOURCES["gaussian"], key, [shape])[0]
-    monkeypatch.setattr(noise, "_first_numbers", lambda sizes: [2**32])
-    there = noise._draw_leaves(noise.SOURCES["gaussian"], key, [shape])[0]
+    key, like = key_of("gaussian", 0), jnp.zeros((100, 100))
+    here = noise.draw("gaussian", key, like)
+    monkeypatch.setattr(noise, "_first_numbers", lambda shapes: [2**32])
+    there = noise.draw("gaussian", key, like)
     z = correlation(np.asarray(here).ravel(), np.asarray(there).ravel())
     assert abs(z) < SIGMAS
 
@@ -224,7 +261,7 @@ def test_a_later_page_has_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_key_is_no_noise_and_dtypes_follow() -> None:
     like = {"a": jnp.zeros(3, jnp.bfloat16), "b": None}
     assert noise.draw("gaussian", None, like) == {"a": None, "b": None}
-    assert noise.draw("gaussian", keys_of(0)[0], like)["a"].dtype == jnp.bfloat16
+    assert noise.draw("gaussian", key_of("gaussian", 0), like)["a"].dtype == jnp.bfloat16
 
 
 def test_noise_stays_inside_the_update():
@@ -239,7 +276,7 @@ def test_noise_stays_inside_the_update():
 
         return jax.lax.scan(body, (x, x), keys)[0]
 
-    text = jax.jit(run).lower(jnp.zeros(shape), keys_of(0, 4)).compile().as_text()
+    text = jax.jit(run).lower(jnp.zeros(shape), keys_of("gaussian", 0, 4)).compile().as_text()
     lines = text.splitlines()
     assert not any(" fusion(" in s and "u32[512,384]" in s.split(" fusion(")[0] for s in lines)
     assert sum("u32[512,384]" in s and " multiply(" in s for s in lines) <= 3
