@@ -64,11 +64,16 @@ static uint32_t reversed(void) {
   return y;
 }
 
-static uint32_t signs(void) { /* the top bits alone, 32 to a word: Rademacher noise */
+/* One bit of each word, 32 to a word: Rademacher noise of one step, bit 31 - l at step l. The words
+   themselves, from their top bit on, are the noise of one parameter at 32 steps. */
+static uint32_t signs(int bit) {
   uint32_t y = 0;
-  for (int bit = 0; bit < 32; bit++) y = (y << 1) | (next() >> 31);
+  for (int i = 0; i < 32; i++) y = (y << 1) | ((next() >> bit) & 1);
   return y;
 }
+
+static uint32_t first_signs(void) { return signs(31); }
+static uint32_t last_signs(void) { return signs(0); }
 
 int main(void) {
   static const struct {
@@ -82,7 +87,8 @@ int main(void) {
       {"four parameters under each key", 4, 1, next},
       {"4,096 parameters, 1,024 apart", 4096, 1024, next},
       {"consecutive parameters, reversed bits", 0xFFFFFFFF, 1, reversed},
-      {"2,410 parameters under each key, signs", 2410, 1, signs},
+      {"2,410 parameters under each key, signs of the first step", 2410, 1, first_signs},
+      {"2,410 parameters under each key, signs of the last step", 2410, 1, last_signs},
   };
   swrite_Basic = FALSE; /* print the summaries only */
   for (unsigned i = 0; i < sizeof streams / sizeof *streams; i++) {

@@ -4,13 +4,13 @@ The noise of parameter number p under a step's key is transform(hash(p, key)), a
 function. XLA fuses it into the Langevin step instead of writing it to memory, and the random words
 are the same under jit, vmap, pmap and any sharding. `jax.random` would draw the same law at several
 times the cost: on CPU its threefry is written to memory round by round. A sign needs one bit, so
-one word gives Rademacher noise for 32 steps: small leaves keep theirs, large ones hash anew.
+one word gives Rademacher noise for 32 steps: small leaves keep it, large ones hash anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -25,6 +25,9 @@ from jax import lax
 # many copies of the arithmetic below. A few run faster, and compile as fast, on their own.
 _SMALL = 4096
 _FEW = 8
+# Words that serve several steps are kept for leaves of at most this many elements. Several cores
+# hash larger ones at once, which costs less than to read the words. At least _SMALL.
+_KEPT = 1 << 14
 
 
 def typed_key(key: Any) -> chex.PRNGKey:
@@ -73,11 +76,12 @@ def step_keys(name: str, key: chex.PRNGKey, count: chex.Numeric, steps: chex.Arr
 def prepare(
     name: str, keys: StepKey | None, like: optax.Params
 ) -> Callable[[StepKey | None], optax.Params]:
-    """`draw` for the steps of one loop, from `keys`, with all that they share drawn ahead."""
+    """`draw` for the steps of one loop, from `keys`, with what they share drawn ahead."""
     ahead = {}
-    if keys is not None and 1 < len(keys.words) <= SOURCES[name].steps:
-        shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
-        ahead = _small_leaves(lambda words: words, keys.words[0], shapes)
+    if keys is not None and 1 < len(keys.words) <= SOURCES[name].steps:  # all share one word
+        shapes = _shapes(like)
+        kept = [i for i, shape in enumerate(shapes) if math.prod(shape) <= _KEPT]
+        ahead = _draw_leaves(lambda words: words, keys.words[0], shapes, kept)
     return lambda key: draw(name, key, like, ahead)
 
 
@@ -94,47 +98,45 @@ def draw(
     """
     if key is None:
         return jax.tree.map(lambda _: None, like)
-    source = SOURCES[name]
+    source, ahead = SOURCES[name], ahead or {}
 
     def transform(words: chex.Array) -> chex.Array:
         return source.transform(words if key.shift is None else words << key.shift)
 
     leaves, treedef = jax.tree.flatten(like)
-    shapes = [leaf.shape for leaf in leaves]
-    if ahead:
-        small = {place: transform(words) for place, words in ahead.items()}
-    else:
-        small = _small_leaves(transform, key.words, shapes)
-    noise = small | _large_leaves(transform, key.words, shapes)
-    return treedef.unflatten([noise[place].astype(leaf.dtype) for place, leaf in enumerate(leaves)])
+    others = [i for i in range(len(leaves)) if i not in ahead]
+    noise = {i: transform(words) for i, words in ahead.items()}
+    noise |= _draw_leaves(transform, key.words, _shapes(like), others)
+    return treedef.unflatten([noise[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)])
 
 
 Transform = Callable[[chex.Array], chex.Array]
-Shapes = Sequence[tuple[int, ...]]
+Shapes = list[tuple[int, ...]]
 
 
-def _small_leaves(transform: Transform, key: chex.Array, shapes: Shapes) -> dict[int, chex.Array]:
-    """The small leaves, by place: each drawn alone, or cut from one pool; the numbers are equal."""
+def _shapes(tree: Any) -> Shapes:
+    return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
+def _draw_leaves(
+    transform: Transform, key: chex.Array, shapes: Shapes, places: list[int]
+) -> dict[int, chex.Array]:
+    """Draws the leaves at `places`: alone, or cut from one pool; the numbers are the same."""
     starts = _first_numbers(shapes)
-    small = {i: shape for i, shape in enumerate(shapes) if math.prod(shape) <= _SMALL}
-    if len(small) <= _FEW:
-        return {i: transform(_words(starts[i], shape, key)) for i, shape in small.items()}
-    pool = _pool(transform, sum(map(math.prod, small.values())), key)
+    small = {i for i in places if math.prod(shapes[i]) <= _SMALL}
+    pooled = small if len(small) > _FEW else set()
+    pool = _pool(transform, sum(math.prod(shapes[i]) for i in pooled), key) if pooled else None
 
-    def cut(start: int, shape: tuple[int, ...]) -> chex.Array:
+    def draw_leaf(i: int) -> chex.Array:
+        start, shape = starts[i], shapes[i]
+        if i not in pooled:
+            return transform(_words(start, shape, key))
         # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
         # leaves once if they differ in nothing but their operands.
         table = np.arange(start, start + math.prod(shape), dtype=np.int32).reshape(shape)
         return pool.at[table].get(mode="promise_in_bounds")
 
-    return {i: cut(starts[i], shape) for i, shape in small.items()}
-
-
-def _large_leaves(transform: Transform, key: chex.Array, shapes: Shapes) -> dict[int, chex.Array]:
-    """The other leaves, by place."""
-    starts = _first_numbers(shapes)
-    large = {i: shape for i, shape in enumerate(shapes) if math.prod(shape) > _SMALL}
-    return {i: transform(_words(starts[i], shape, key)) for i, shape in large.items()}
+    return {i: draw_leaf(i) for i in places}
 
 
 def _first_numbers(shapes: Shapes) -> list[int]:

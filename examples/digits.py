@@ -30,17 +30,17 @@ with one_line_errors("digits.py"):
 
 INNER_STEPS = 20  # L: gradient evaluations per update of Entropy-SGD and Entropy-Adam
 
-# The four optimizers, as `contestants.py` calls them.
-OPTIMIZERS = {
-    "Nesterov SGD": "sgd",
-    "Adam": "adam",
-    "Entropy-SGD": "entropy_sgd",
-    "Entropy-Adam": "entropy_adam",
-}
-COMMON: dict[str, Any] = {
-    "schedule": "cosine",  # every learning rate falls along a cosine from its peak to zero
-    "inner_schedule": "cosine",
-    "reset_inner_state": False,  # keeps the inner momentum between updates: trains faster
+# Learning rates fall along a cosine from their peak to zero: where there are two loops, the inner
+# one's. Keeping the inner momentum between updates trains faster.
+ONE_LOOP = {"schedule": "cosine"}
+TWO_LOOPS = {"inner_schedule": "cosine", "reset_inner_state": False}
+
+# Each is a recipe in `contestants.py`, and what is not tuned.
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Nesterov SGD": ("sgd", ONE_LOOP),
+    "Adam": ("adam", ONE_LOOP),
+    "Entropy-SGD": ("entropy_sgd", TWO_LOOPS),
+    "Entropy-Adam": ("entropy_adam", TWO_LOOPS),
 }
 
 
@@ -103,9 +103,9 @@ def make_model(widths: tuple[int, ...]) -> Model:
 
 
 def make_contestant(name: str, budget: Budget, arguments: dict[str, float]) -> Contestant:
-    """One of OPTIMIZERS with its own arguments and those that all have in common."""
-    settings = Settings(**COMMON, inner_steps=budget.inner_steps, **arguments)
-    return RECIPES[OPTIMIZERS[name]](settings, budget)
+    """One of OPTIMIZERS with its own arguments."""
+    recipe, fixed = OPTIMIZERS[name]
+    return RECIPES[recipe](Settings(inner_steps=budget.inner_steps, **fixed, **arguments), budget)
 
 
 def parse_arguments(program: str = "digits.py") -> argparse.Namespace:

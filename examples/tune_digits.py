@@ -27,16 +27,17 @@ with one_line_errors("tune_digits.py"):
     from training import Measurement, train
 
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "Nesterov SGD": {"learning_rate": (0.01, 0.02, 0.05, 0.1), "momentum": (0.9, 0.95, 0.98)},
-    "Adam": {"learning_rate": (3e-3, 0.01, 0.02, 0.03), "b1": (0.8, 0.9, 0.95)},
+    "Nesterov SGD": {"learning_rate": (0.05, 0.1, 0.2, 0.4), "momentum": (0.8, 0.9, 0.95)},
+    "Adam": {"learning_rate": (5e-3, 0.01, 0.02), "b1": (0.5, 0.7, 0.8, 0.9)},
     "Entropy-SGD": {
         "learning_rate": (1.0,),
-        "inner_learning_rate": (0.1, 0.2, 0.3, 0.5),
-        "scope": (0.3, 1.0, 3.0),
+        "momentum": (0.0, 0.5),
+        "inner_learning_rate": (0.1, 0.2, 0.3),
+        "scope": (0.3, 1.0),
     },
     "Entropy-Adam": {
-        "learning_rate": (3e-3, 0.01, 0.03),
-        "inner_learning_rate": (0.1, 0.3),
+        "learning_rate": (3e-3, 0.01),
+        "inner_learning_rate": (0.1, 0.2, 0.4),
         "scope": (0.3, 1.0),
     },
 }

@@ -147,9 +147,11 @@ def test_the_signs_that_share_a_word_are_independent():
 
 
 @pytest.mark.parametrize("few", [0, 8])
+@pytest.mark.parametrize("kept", [0, 5000, 1 << 14])
 @pytest.mark.parametrize("steps", [1, 5, 32, 33])
-def test_what_is_drawn_ahead_is_what_each_step_draws(few, steps, monkeypatch):
+def test_what_is_drawn_ahead_is_what_each_step_draws(few, kept, steps, monkeypatch):
     monkeypatch.setattr(noise, "_FEW", few)
+    monkeypatch.setattr(noise, "_KEPT", kept)
     keys = keys_of("rademacher", 2, steps)
 
     def loop(draw):

@@ -32,8 +32,8 @@ WORKLOAD = Workload(
     load,
     make_model,
     for_each_optimizer(
-        digits.COMMON
+        digits.TWO_LOOPS
         | {"effective_epochs": usual.effective_epochs, "batch_size": usual.batch_size},
-        **{recipe: usual.arguments[name] for name, recipe in digits.OPTIMIZERS.items()},
+        **{recipe: usual.arguments[name] for name, (recipe, _) in digits.OPTIMIZERS.items()},
     ),
 )
