@@ -107,7 +107,8 @@ def draw(
     others = [i for i in range(len(leaves)) if i not in ahead]
     noise = {i: transform(words) for i, words in ahead.items()}
     noise |= _draw_leaves(transform, key.words, _shapes(like), others)
-    return treedef.unflatten([noise[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)])
+    cast = [noise[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, cast)
 
 
 Transform = Callable[[chex.Array], chex.Array]
@@ -125,18 +126,16 @@ def _draw_leaves(
     starts = _first_numbers(shapes)
     small = {i for i in places if math.prod(shapes[i]) <= _SMALL}
     pooled = small if len(small) > _FEW else set()
-    pool = _pool(transform, sum(math.prod(shapes[i]) for i in pooled), key) if pooled else None
-
-    def draw_leaf(i: int) -> chex.Array:
-        start, shape = starts[i], shapes[i]
-        if i not in pooled:
-            return transform(_words(start, shape, key))
+    drawn = {i: transform(_words(starts[i], shapes[i], key)) for i in places if i not in pooled}
+    if pooled:
+        pool = _pool(transform, sum(math.prod(shapes[i]) for i in pooled), key)
+    for i in pooled:
         # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
         # leaves once if they differ in nothing but their operands.
-        table = np.arange(start, start + math.prod(shape), dtype=np.int32).reshape(shape)
-        return pool.at[table].get(mode="promise_in_bounds")
-
-    return {i: draw_leaf(i) for i in places}
+        stop = starts[i] + math.prod(shapes[i])
+        table = np.arange(starts[i], stop, dtype=np.int32).reshape(shapes[i])
+        drawn[i] = pool.at[table].get(mode="promise_in_bounds")
+    return drawn
 
 
 def _first_numbers(shapes: Shapes) -> list[int]:
