@@ -61,10 +61,10 @@ SETTINGS = {
         batch_size=64,
         effective_epochs=100,
         arguments={
-            "Nesterov SGD": {"learning_rate": 0.1, "momentum": 0.9},
-            "Adam": {"learning_rate": 0.01, "b1": 0.8},
+            "Nesterov SGD": {"learning_rate": 0.2, "momentum": 0.8},
+            "Adam": {"learning_rate": 0.01, "b1": 0.5},
             "Entropy-SGD": {"learning_rate": 1.0, "inner_learning_rate": 0.2, "scope": 0.3},
-            "Entropy-Adam": {"learning_rate": 0.01, "inner_learning_rate": 0.3, "scope": 1.0},
+            "Entropy-Adam": {"learning_rate": 3e-3, "inner_learning_rate": 0.2, "scope": 0.3},
         },
     ),
     "mnist": Task(

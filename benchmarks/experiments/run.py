@@ -48,10 +48,10 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
     flags += ["--data-dir", tune.data_folder(options.data_dir, workload)]
     if variant == "tuned":
         results = json.loads(options.tuning.read_text()) if options.tuning.exists() else []
-        best = tune.winner(results, workload, optimizer)
-        if best is None:
+        ranked = tune.ranking(results, workload, optimizer)
+        if not ranked:
             return []
-        flags += best["settings"]
+        flags += ranked[0]["settings"]
     if variant != "paper":
         flags += ["--effective-epochs", str(EPOCHS[workload])]
     return flags

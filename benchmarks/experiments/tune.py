@@ -2,10 +2,12 @@
 
     python benchmarks/experiments/tune.py --data-dir DIR
     python benchmarks/experiments/tune.py --data-dir DIR --workloads mnistfc --effective-epochs 5
+    python benchmarks/experiments/tune.py --data-dir DIR --workloads lenet --finalists 3 --seeds 3
 
 The test sets are not read. Every finished setting is written to `tuning.json` at once, and the same
 command goes on where it was stopped. `run.py` takes the settings with the lowest mean validation
-score for its variant "tuned".
+score for its variant "tuned", of those tried with the most seeds: one seed may be lucky at a
+learning rate where others diverge, so that finalists have to show it again.
 """
 
 from __future__ import annotations
@@ -122,16 +124,32 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
         ],
     },
     "char_lstm": {
-        "sgd": [{"learning_rate": (0.3, 1.0, 2.0, 4.0), "momentum": (0.8, 0.9, 0.95)}],
-        "adam": [{"learning_rate": (2e-3, 4e-3, 8e-3, 0.016), "b1": (0.7, 0.8, 0.9)}],
-        "sam": [{"learning_rate": (0.5, 1.0, 2.0), "rho": (0.02, 0.05, 0.1, 0.2)}],
+        "sgd": [
+            {"learning_rate": (0.3, 1.0, 2.0, 4.0), "momentum": (0.8, 0.9, 0.95)},
+            {"learning_rate": (3.0, 5.0, 7.0, 10.0), "momentum": (0.85, 0.9, 0.95)},
+        ],
+        "adam": [
+            {"learning_rate": (2e-3, 4e-3, 8e-3, 0.016), "b1": (0.7, 0.8, 0.9)},
+            {"learning_rate": (0.012, 0.02, 0.03, 0.05), "b1": (0.3, 0.5, 0.7)},
+        ],
+        "sam": [
+            {"learning_rate": (0.5, 1.0, 2.0), "rho": (0.02, 0.05, 0.1, 0.2)},
+            {"learning_rate": (3.0, 5.0, 8.0), "rho": (0.01, 0.03), "momentum": (0.9, 0.95)},
+        ],
         "entropy_sgd": [
             {
                 "inner_learning_rate": (0.3, 1.0, 2.0),
                 "momentum": (0.0, 0.5),
                 "schedule": SCHEDULES,
                 "scope": (0.1,),
-            }
+            },
+            {
+                "inner_learning_rate": (2.5, 3.5, 5.0),
+                "inner_momentum": (0.9, 0.95),
+                "momentum": (0.5, 0.7),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            },
         ],
         "entropy_adam": [
             {
@@ -139,14 +157,27 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "inner_learning_rate": (0.3, 1.0, 2.0),
                 "schedule": SCHEDULES,
                 "scope": (0.1,),
-            }
+            },
+            {
+                "learning_rate": (0.01, 0.02),
+                "inner_learning_rate": (1.5, 3.0, 5.0),
+                "inner_momentum": (0.9, 0.95),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            },
         ],
         "snoo": [
             {
                 "inner_learning_rate": (2e-3, 4e-3, 8e-3),
                 "momentum": (0.3, 0.6),
                 "schedule": SCHEDULES,
-            }
+            },
+            {
+                "inner_learning_rate": (0.012, 0.02, 0.03),
+                "b1": (0.5, 0.7),
+                "momentum": (0.1, 0.3),
+                "schedule": ("constant",),
+            },
         ],
     },
 }
@@ -188,12 +219,15 @@ def try_setting(flags: list[str], score: report.Score) -> dict[str, Any]:
     }
 
 
-def winner(results: list[dict[str, Any]], workload: str, optimizer: str) -> dict[str, Any] | None:
-    """The lowest mean score, where no seed diverged."""
+def ranking(results: list[dict[str, Any]], workload: str, optimizer: str) -> list[dict[str, Any]]:
+    """By the mean score, those with the most seeds first; none of which a seed diverged."""
+
+    def rank(result: dict[str, Any]) -> tuple[int, float]:
+        seeds = len(result["scores"])
+        return -seeds, sum(result["scores"]) / seeds
+
     own = [r for r in results if (r["workload"], r["optimizer"]) == (workload, optimizer)]
-    means = [sum(result["scores"]) / len(result["scores"]) for result in own]
-    finite = [index for index, mean in enumerate(means) if math.isfinite(mean)]
-    return own[min(finite, key=means.__getitem__)] if finite else None
+    return sorted((result for result in own if math.isfinite(rank(result)[1])), key=rank)
 
 
 def main() -> None:
@@ -202,16 +236,21 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--finalists", type=int, default=0, help="only the best N of one seed")
     parser.add_argument("--effective-epochs", type=float, help="instead of the usual")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "tuning.json")
     options, more = parser.parse_known_args()
     results = json.loads(options.out.read_text()) if options.out.exists() else []
     for workload, optimizer in itertools.product(options.workloads, options.optimizers):
         epochs = options.effective_epochs or EPOCHS[workload]
-        for values in grid(workload, optimizer):
-            chosen = [*FIXED, *OWN[workload], *as_flags(values)]
+        tried = [r for r in ranking(results, workload, optimizer) if len(r["scores"]) == 1]
+        candidates = [r["settings"] for r in tried[: options.finalists]] or [
+            [*FIXED, *OWN[workload], *as_flags(values)] for values in grid(workload, optimizer)
+        ]
+        for chosen in candidates:
             key = {"workload": workload, "optimizer": optimizer, "settings": chosen}
-            if any(key.items() <= result.items() for result in results):
+            done = [result for result in results if key.items() <= result.items()]
+            if any(len(result["scores"]) >= options.seeds for result in done):
                 continue
             flags = [workload, "--optimizer", optimizer, *chosen, "--validation", *more]
             flags += ["--data-dir", data_folder(options.data_dir, workload)]
@@ -221,7 +260,7 @@ def main() -> None:
             results.append(key | try_setting(flags, score))
             rows = ",\n".join(map(json.dumps, results))
             options.out.write_text(f"[\n{rows}\n]\n")
-            print(f"{workload} {optimizer} {values}: {results[-1]['scores']}", flush=True)
+            print(f"{workload} {optimizer} {' '.join(chosen)}: {results[-1]['scores']}", flush=True)
 
 
 if __name__ == "__main__":
