@@ -53,8 +53,8 @@ class Task(NamedTuple):
     arguments: dict[str, dict[str, float]]  # of `settings.Settings`
 
 
-# Chosen by tune_digits.py on parts of the training set, from 12 settings of each optimizer; the 12
-# are the same for both data sets.
+# Chosen by tune_digits.py on parts of the training set, from the same 12 settings of each optimizer
+# for both data sets.
 SETTINGS = {
     "digits": Task(
         hidden=(64, 64),
@@ -73,9 +73,9 @@ SETTINGS = {
         effective_epochs=10,
         arguments={
             "Nesterov SGD": {"learning_rate": 0.05, "momentum": 0.95},
-            "Adam": {"learning_rate": 3e-3, "b1": 0.9},
+            "Adam": {"learning_rate": 5e-3, "b1": 0.5},
             "Entropy-SGD": {"learning_rate": 1.0, "inner_learning_rate": 0.1, "scope": 0.3},
-            "Entropy-Adam": {"learning_rate": 0.01, "inner_learning_rate": 0.1, "scope": 1.0},
+            "Entropy-Adam": {"learning_rate": 3e-3, "inner_learning_rate": 0.1, "scope": 0.3},
         },
     ),
 }

@@ -36,8 +36,8 @@ with one_line_errors("flatness_table.py"):
 COMMON = Settings(
     effective_epochs=100, batch_size=64, schedule="cosine", inner_schedule="cosine", momentum=0.9
 )
-# Learning rates as tune_digits.py chose them; SAM has SGD's, and the radius of its paper, Parle
-# Entropy-SGD's. Parle's gradients are those of all replicas together.
+# Learning rates of an earlier round of tune_digits.py; SAM has SGD's, and the radius of its paper,
+# Parle Entropy-SGD's. Parle's gradients are those of all replicas together.
 OPTIMIZERS = {
     "SGD": ("sgd", {"learning_rate": 0.1}),
     "Adam": ("adam", {"learning_rate": 0.01, "b1": 0.8}),

@@ -5,10 +5,9 @@
 
 These two commands chose them. Each setting trains on four fifths of the training set. The lowest
 mean error on the last fifth wins, and the lower training loss among equals; for digits, each fifth
-is the last one in turn. The test set takes no part. Before that, a coarser grid of as many settings
-of each optimizer, on digits, set the ranges below. MNIST was given the same grids: there the
-winners of Adam, Entropy-SGD and Entropy-Adam lie at an edge, so that none of the three is tuned
-to its best.
+is the last one in turn. The test set takes no part. Two earlier rounds of as many settings of each
+optimizer, on digits, set the ranges below. MNIST was given the same grids: there every winner has
+its learning rate at an edge, so that none of them is tuned to its best.
 """
 
 from __future__ import annotations
