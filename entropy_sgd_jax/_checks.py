@@ -173,6 +173,11 @@ def params(tree: Any) -> None:
             "call tx.update(grads, state, params)."
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"`params{jax.tree_util.keystr(path)}` must be an array; got {leaf}. For the "
+                "shapes of the state call jax.eval_shape(tx.init, params)."
+            )
         try:
             dtype = jnp.result_type(leaf)
             is_real, is_complex = (
@@ -191,6 +196,16 @@ def params(tree: Any) -> None:
                 f"`params{jax.tree_util.keystr(path)}` must have a real floating dtype; got "
                 f"{shown}. {advice}"
             )
+
+
+def one_gradient(batches: Any) -> None:
+    """Raises ValueError where streaming mode is given batches."""
+    if batches is not None:
+        raise ValueError(
+            "`batches` must be left out in streaming mode, where one update takes one gradient; "
+            f"got a {type(batches).__name__}. Leave out streaming=True to run all inner steps in one "
+            "update."
+        )
 
 
 def incoming(grads: Any, like: Any, streaming: bool) -> None:

@@ -123,6 +123,8 @@ class LocalEntropy:
         grads: optax.Updates,
         state: EntropicState,
         params: optax.Params | None = None,
+        *,
+        batches: None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, EntropicState]:
         """One update: one Langevin step; after every L-th, the base optimizer's.
@@ -130,6 +132,7 @@ class LocalEntropy:
         Where x′ turns non-finite, the chain starts afresh from x.
         """
         _checks.params(params)
+        _checks.one_gradient(batches)
         grads = self._incoming(grads, params)
         iterate = jax.tree.map(_trees.follow, params, state.langevin_iterate)
         chain = Chain(iterate, state.langevin_average, state.inner_state, state.diagnostics)

@@ -75,7 +75,8 @@ def entropic(
 
     Cost of one update: L gradient evaluations, as many as L steps of plain SGD. Memory: x′ and μ
     in the accumulator's dtype, with those two carried through the scan beside x and the state of
-    ``inner_transform``; in streaming mode x besides. Nothing grows with L but ``batches``.
+    ``inner_transform``, which the state keeps too; in streaming mode x besides. Nothing grows with
+    L but ``batches``.
 
     Always call ``update`` under ``jax.jit``: outside, every call compiles the scan anew.
 
@@ -144,7 +145,7 @@ def entropic(
       Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017,
       https://arxiv.org/abs/1611.01838. Departures: G = x − μ by default, as in section 4.3 there;
       the incoming gradient is spent as the first of the L. The authors' code differs from their
-      paper; README's table says which arguments reproduce it.
+      paper; docs/migration.md says which arguments reproduce it.
 
       Pittorino et al., "Entropic gradient descent algorithms and wide flat minima", ICLR 2021,
       https://arxiv.org/abs/2006.07897, for the name.

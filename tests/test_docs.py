@@ -15,6 +15,7 @@ import pytest
 
 import entropy_sgd_jax
 from entropy_sgd_jax import flatness
+from entropy_sgd_jax.flatness import plots
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -27,7 +28,7 @@ PAGES = sorted(
 def test_every_public_name_is_in_the_reference() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
     listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", page, re.MULTILINE)
-    public = [*entropy_sgd_jax.__all__, *flatness.__all__]
+    public = [*entropy_sgd_jax.__all__, *flatness.__all__, *plots.__all__]
     assert sorted(listed) == sorted(name for name in public if name != "plots")
 
 

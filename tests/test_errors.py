@@ -203,6 +203,14 @@ CALLS: dict[str, Case] = {
         ),
         ("`params`", "MaskedNode", "set_to_zero", "streaming=True"),
     ),
+    "batches in streaming mode": (
+        lambda: update(GRADS, build=STREAMING, batches=jnp.ones((L, 8, 4))),
+        ("`batches`", "one gradient", "Leave out streaming=True"),
+    ),
+    "shapes for parameters": (
+        lambda: entropy_sgd(1.0).init(jax.eval_shape(lambda: PARAMS)),
+        ("`params['b']`", "ShapeDtypeStruct", "jax.eval_shape(tx.init, params)"),
+    ),
     "integer parameters": (
         lambda: entropy_sgd(1.0).init({"w": jnp.ones(2), "step": jnp.zeros((), jnp.int32)}),
         ("`params['step']`", "int32", "floating"),
