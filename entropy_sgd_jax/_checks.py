@@ -203,8 +203,8 @@ def one_gradient(batches: Any) -> None:
     if batches is not None:
         raise ValueError(
             "`batches` must be left out in streaming mode, where one update takes one gradient; "
-            f"got a {type(batches).__name__}. Leave out streaming=True to run all inner steps in one "
-            "update."
+            f"got a {type(batches).__name__}. Leave out streaming=True to run all inner steps in "
+            "one update."
         )
 
 
