@@ -52,8 +52,16 @@ def all_finite(tree: Any) -> chex.Array:
 
 
 def inner_product(a: Any, b: Any) -> chex.Array:
-    """The sum of all products; shape ()."""
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.zeros(()))
+    """The sum of all products, in at least float32; shape ().
+
+    Summed in place: a dot product of raveled arrays would gather sharded ones on every device.
+    """
+
+    def product(a: chex.Array, b: chex.Array) -> chex.Array:
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        return jnp.sum(a.astype(wide) * b.astype(wide))
+
+    return sum(jax.tree.leaves(jax.tree.map(product, a, b)), start=jnp.zeros((), jnp.float32))
 
 
 def norm(tree: Any) -> chex.Array:
@@ -61,30 +69,26 @@ def norm(tree: Any) -> chex.Array:
     return jnp.sqrt(inner_product(tree, tree))
 
 
-def follow(param: chex.Array, iterate: chex.Array) -> chex.Array:
-    """x′ where `params` is x′, but the state may know more digits of it.
+def follow(param: chex.Array, iterate: chex.Array, known: chex.Array) -> chex.Array:
+    """`known` where `param` is where the last update left it, at `iterate`; else `param`.
 
-    `params` rules: whatever else moves it (a projection, a restored checkpoint) moves x′. Only
-    where a narrower `param` is just `iterate` rounded does the state's x′ stand.
+    `params` rules: whatever else moves it (a projection, a restored checkpoint) moves x′, or x
+    between two cycles. Only untouched parameters are what the state knows more digits of.
     """
     dtype = jnp.result_type(param)
-    if jnp.finfo(dtype).bits >= jnp.finfo(iterate.dtype).bits:
-        return jnp.asarray(param, iterate.dtype)
+    if known is iterate and jnp.finfo(dtype).bits >= jnp.finfo(iterate.dtype).bits:
+        return jnp.asarray(param, iterate.dtype)  # there are no more digits
     # Compared as bits, because XLA may drop a pair of casts and compare all the digits.
     word = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
-    rounded, given = (
-        lax.bitcast_convert_type(jnp.asarray(x, dtype), word) for x in (iterate, param)
-    )
-    return jnp.where(rounded == given, iterate, jnp.asarray(param, iterate.dtype))
+    left, found = (lax.bitcast_convert_type(jnp.asarray(x, dtype), word) for x in (iterate, param))
+    return jnp.where(left == found, known, jnp.asarray(param, known.dtype))
 
 
-def settle(param: chex.Array, anchor: chex.Array, iterate: chex.Array) -> chex.Array:
-    """x where `params` is x, but for the rounding of params + (x − params).
+def landing(param: chex.Array, target: chex.Array) -> chex.Array:
+    """Where `param` + (`target` − `param`) ends, which rounding may keep from `target`."""
+    info = jnp.finfo(jnp.result_type(param))
 
-    `params` rules here too; but without this, replicas that all hold the same x would drift apart
-    by roundings that differ.
-    """
-    dtype = jnp.result_type(anchor)
-    sizes = (jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in (anchor, iterate))
-    rounding = 4 * jnp.finfo(dtype).eps * sum(sizes)
-    return jnp.where(jnp.abs(param - anchor) <= rounding, anchor, param)
+    def rounded(x: chex.Array) -> chex.Array:  # XLA would leave it out in fused arithmetic
+        return lax.reduce_precision(x, info.nexp, info.nmant)
+
+    return rounded(param + rounded(target - param))

@@ -15,7 +15,8 @@ class EntropicDiagnostics(NamedTuple):
     """Statistics of the last update; in streaming mode, of the cycle so far.
 
     Every field but `first_gradient` is a scalar. Means run over the L Langevin steps of one
-    update, norms over all parameters.
+    update, norms over all parameters. Without a loss `inner_loss` is NaN, at which
+    `jax_debug_nans` stops.
     """
 
     inner_loss: chex.Array  # mean of the losses that were given, float32; NaN without any
@@ -68,10 +69,15 @@ def observe_step(
         value = jnp.asarray(value, jnp.float32)
         return jnp.where(before == 0, value, so_far + (value - so_far) / (before + 1))
 
+    if loss is None:
+        inner_loss = jnp.where(step == 0, jnp.nan, record.inner_loss)
+    else:
+        inner_loss = mean(record.inner_loss, loss, losses)
+
     finite = _trees.all_finite(gradient)
     nonfinite_so_far = jnp.where(step == 0, 0, record.nonfinite_gradients)
     return record._replace(
-        inner_loss=mean(record.inner_loss, jnp.nan if loss is None else loss, losses),
+        inner_loss=inner_loss,
         inner_gradient_norm=mean(record.inner_gradient_norm, _trees.norm(gradient), step),
         langevin_distance=mean(record.langevin_distance, _trees.norm(displacement), step),
         nonfinite_gradients=nonfinite_so_far + jnp.where(finite, 0, 1).astype(jnp.int32),

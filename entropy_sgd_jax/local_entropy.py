@@ -86,6 +86,7 @@ class LocalEntropy:
         """One update: L Langevin steps, then the base optimizer's."""
         calls = self.inner_steps if grads is None else self.inner_steps - 1
         _checks.params(params)
+        _checks.bound("batch_axis_name", self.batch_axis_name)
         _checks.stacked(batches, calls, self.inner_steps)
         if calls:
             _checks.whole(params)
@@ -132,13 +133,15 @@ class LocalEntropy:
         Where x′ turns non-finite, the chain starts afresh from x.
         """
         _checks.params(params)
+        _checks.bound("batch_axis_name", self.batch_axis_name)
         _checks.one_gradient(batches)
         grads = self._incoming(grads, params)
-        iterate = jax.tree.map(_trees.follow, params, state.langevin_iterate)
+        left = state.langevin_iterate
+        iterate = jax.tree.map(_trees.follow, params, left, left)
         chain = Chain(iterate, state.langevin_average, state.inner_state, state.diagnostics)
 
         def begin() -> tuple[optax.Params, Chain]:
-            x = jax.tree.map(_trees.settle, params, state.anchor, state.langevin_iterate)
+            x = jax.tree.map(_trees.follow, params, left, state.anchor)
             return x, self._start(self._accumulators(x), state)
 
         x, chain = _trees.unless(state.inner_count == 0, (state.anchor, chain), begin)
@@ -155,7 +158,10 @@ class LocalEntropy:
         def move_anchor() -> tuple[optax.Params, EntropicState]:
             updates, moved = self._descend(chain, anchor, x, state, extra_args)
             new = optax.apply_updates(x, updates)
-            return new, moved._replace(anchor=new, inner_count=0 * state.inner_count)
+            landed = self._accumulators(jax.tree.map(_trees.landing, params, new))
+            return new, moved._replace(
+                langevin_iterate=landed, anchor=new, inner_count=0 * state.inner_count
+            )
 
         def keep_anchor() -> tuple[optax.Params, EntropicState]:
             return _trees.cast_like(chain.iterate, params), state._replace(
@@ -180,6 +186,7 @@ class LocalEntropy:
     ) -> tuple[optax.Updates, EntropicState]:
         """L = 0: the base optimizer on the incoming gradient, the paper's baseline."""
         _checks.params(params)
+        _checks.bound("batch_axis_name", self.batch_axis_name)
         grads = self._incoming(grads, params)
         updates, base_state = self.base_optimizer.update(
             grads, state.base_state, params, **extra_args
@@ -219,6 +226,7 @@ class LocalEntropy:
         direction, inner_state = self.inner_transform.update(
             grads, chain.inner_state, chain.iterate
         )
+        direction = _trees.cast_like(direction, anchor)
         move = functools.partial(
             langevin_step,
             step_size=_at(self.inner_learning_rate, count * self.inner_steps + step),
@@ -265,9 +273,11 @@ class LocalEntropy:
             record = _diagnostics.observe_update(record, pseudo_gradient, scope, evaluations)
             record = record if self.streaming else record._replace(first_gradient=None)
         updates = _trees.cast_like(updates, params)
-        finite = _trees.all_finite(updates)
+        finite = sound = _trees.all_finite(updates)
+        if not self.reset_inner_state:  # the base optimizer may hide what would live on in D
+            sound = finite & _trees.all_finite(chain.iterate)
         chain = chain._replace(record=None)
-        chain = _trees.unless(~finite, chain, lambda: self._afresh(anchor, state, None))
+        chain = _trees.unless(~sound, chain, lambda: self._afresh(anchor, state, None))
         return _trees.where(finite, updates, _trees.zeros_like(updates)), state._replace(
             count=optax.safe_increment(state.count),
             langevin_iterate=chain.iterate,
@@ -285,13 +295,11 @@ class LocalEntropy:
         """
         if self.batch_axis_name is None:
             return point
-        _checks.bound("batch_axis_name", self.batch_axis_name)
         return _collectives.varying(point, lax.axis_index(self.batch_axis_name))
 
     def _incoming(self, grads: optax.Updates, params: optax.Params) -> optax.Updates:
         """The caller's gradient, checked and averaged over devices."""
         _checks.incoming(grads, params, self.streaming)
-        _checks.bound("batch_axis_name", self.batch_axis_name)
         return _collectives.mean(grads, self.batch_axis_name)
 
     def _incoming_loss(self, extra_args: dict[str, Any]) -> chex.Numeric | None:

@@ -40,8 +40,14 @@ def typed_key(key: Any) -> chex.PRNGKey:
     if key.ndim == 0:
         return jax.random.key(key)
     return jax.random.clone(
-        jax.random.wrap_key_data(key, impl="rbg" if key.shape == (4,) else None)
+        jax.random.wrap_key_data(key, impl="rbg" if key.shape == (4,) else "threefry2x32")
     )
+
+
+def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
+    """A key of threefry, whatever `key` is: other kinds fold in what repeats, or ignore vmap."""
+    words = jax.random.key_data(typed_key(key))[:2]
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 class StepKey(NamedTuple):
@@ -65,9 +71,7 @@ def step_keys(name: str, key: chex.PRNGKey, count: chex.Numeric, steps: chex.Arr
     step before it. Only this touches `jax.random`, once for all steps, outside of their loop.
     """
     shared = SOURCES[name].steps
-    # Threefry whatever the key is: the other kinds fold in what repeats, or ignore vmap.
-    words = jax.random.key_data(typed_key(key))[:2]
-    update_key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
+    update_key = jax.random.fold_in(threefry(key), count)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(update_key, steps // shared)
     shift = (steps % shared).astype(jnp.uint32) if shared > 1 else None
     return StepKey(jax.random.key_data(keys), shift)

@@ -164,7 +164,7 @@ def entropic(
         noise=_checks.choice("noise", noise, tuple(noise_lib.SOURCES)),
         scale_by_scope=scale_by_scope,
         streaming=streaming and inner_steps > 0,
-        batch_axis_name=batch_axis_name,
+        batch_axis_name=_checks.axis_name("batch_axis_name", batch_axis_name, optional=True),
         accumulator_dtype=_checks.accumulator_dtype(accumulator_dtype),
         diagnostics=diagnostics,
         key=_checks.key(key),

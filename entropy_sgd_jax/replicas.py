@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _checks, _collectives
 from entropy_sgd_jax.local_entropy import ScalarOrSchedule
+from entropy_sgd_jax.noise import threefry
 from entropy_sgd_jax.optimizers import entropic
 
 
@@ -484,9 +485,9 @@ def _with_own_noise(
     ) -> tuple[optax.Updates, Any]:
         _checks.bound("replica_axis_name", axis_name)
         index = lax.axis_index(axis_name)
-        shared = state.rng_key
+        shared = threefry(state.rng_key)
         own = jnp.where(index == 0, shared, jax.random.fold_in(shared, index))
-        updates, state = tx.update(grads, state._replace(rng_key=own), params, **extra_args)
-        return updates, state._replace(rng_key=shared)
+        updates, moved = tx.update(grads, state._replace(rng_key=own), params, **extra_args)
+        return updates, moved._replace(rng_key=state.rng_key)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

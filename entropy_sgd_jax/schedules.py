@@ -26,7 +26,8 @@ def scoping(
     Args:
       init_value: γ₀, the scope at outer step 0; at least 0.
       growth_rate: γ₁, the relative growth per outer step; above -1. The paper takes 0.001.
-      max_value: γ_max, a ceiling (Parle's 1.0); None for none.
+      max_value: γ_max, a ceiling (Parle's 1.0); None for none. Keep γ below 1/η′: from 2/η′ on
+        a Langevin step overshoots x by more than it was away.
 
     Returns:
       A function of the count of outer steps, to be passed as `scope`.
@@ -52,7 +53,8 @@ def scoping(
     log_growth = (math if is_known else jnp).log1p(growth_rate)
 
     def schedule(count: ArrayLike) -> ArrayLike:
-        value = init_value * jnp.exp(count * log_growth)
+        growth = jnp.exp(count * log_growth)
+        value = jnp.where(init_value == 0, 0, init_value * growth)  # where 0 · ∞ would be NaN
         return value if max_value is None else jnp.minimum(value, max_value)
 
     return schedule

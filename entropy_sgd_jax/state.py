@@ -14,7 +14,10 @@ from entropy_sgd_jax.diagnostics import EntropicDiagnostics
 
 
 class EntropicState(NamedTuple):
-    """State of `entropic`. Its structure, shapes and dtypes never change."""
+    """State of `entropic`. Its structure, shapes and dtypes never change.
+
+    In streaming mode x′ and `params` are one: between two cycles x′ is x already.
+    """
 
     count: chex.Array  # t, outer steps so far; shape (), int32
     rng_key: chex.PRNGKey  # never split: the noise is a function of rng_key, t and the step
@@ -128,6 +131,6 @@ def _overlay(state: EntropicState, params: optax.Params) -> optax.Params:
         # A stack of replicas has one count for each.
         trailing = (1,) * (jnp.ndim(x) - jnp.ndim(between_cycles))
         moved = between_cycles.reshape(between_cycles.shape + trailing)
-        return jnp.where(moved, _trees.settle(param, x, iterate), x)
+        return jnp.where(moved, _trees.follow(param, iterate, x), x)
 
     return jax.tree.map(choose, state.anchor, params, state.langevin_iterate, is_leaf=is_hidden)
