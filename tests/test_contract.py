@@ -174,6 +174,22 @@ def test_accumulator_dtype(mode: str, dtype: Any) -> None:
 
 
 @every_mode
+def test_a_wide_inner_transform_may_meet_narrow_accumulators(mode: str) -> None:
+    momentum = optax.trace(0.9, accumulator_dtype=jnp.float32)
+    tx = noisy(
+        lambda **kwargs: entropic(
+            optax.sgd(0.5), inner_transform=momentum, accumulator_dtype=jnp.bfloat16, **kwargs
+        ),
+        mode,
+    )
+    params, state = train(tx, mode, jnp.ones(2, jnp.bfloat16), rows(2, L))
+    assert_finite(params)
+    assert np.all(np.asarray(params) != 1)
+    assert state.langevin_iterate.dtype == jnp.bfloat16
+    assert jax.tree.leaves(state.inner_state)[0].dtype == jnp.float32
+
+
+@every_mode
 def test_small_steps_are_not_rounded_away(mode: str) -> None:
     # 20 steps of 1e-3: each alone is below half of a bfloat16 ulp at 1, together they are 5 ulps.
     tx = entropy_sgd_1(streaming=mode == "streaming", inner_steps=20, inner_learning_rate=1e-3,
@@ -778,6 +794,40 @@ def test_streaming_follows_params(dtype: Any) -> None:
     np.testing.assert_allclose(np.asarray(moved + updates, np.float32), 4.9, atol=0.02)
 
 
+def streamed_with_zero_gradients(start: Any, after: Any, cycles: int) -> tuple[Any, Any]:
+    """Params and x where `after` is applied to params once a cycle."""
+    tx = entropy_sgd_1(inner_steps=3, streaming=True, noise_scale=0)
+    params, state = start, tx.init(start)
+    update = jax.jit(tx.update)
+    for _ in range(cycles):
+        for _ in range(3):
+            updates, state = update(jnp.zeros_like(params), state, params)
+            params = optax.apply_updates(params, updates)
+        params = after(params)
+    return params, anchor_params(state, params)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+def test_streaming_follows_a_decay_between_two_cycles(dtype: Any, rtol: float) -> None:
+    # Five percent a cycle is many roundings of what it acts on, and few of the largest weight.
+    start = jnp.array([1.0, 1e-3], dtype)
+    params, x = streamed_with_zero_gradients(start, lambda p: (p * 0.95).astype(dtype), 20)
+    np.testing.assert_allclose(np.asarray(params, np.float64), [0.95**20, 1e-3 * 0.95**20], rtol)
+    assert_same(x, params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("start", [[1.0, 0.01], [1e4, 1e-3]])
+def test_streaming_keeps_a_pruned_weight_at_zero(start: list[float], dtype: Any) -> None:
+    keep = jnp.array([1, 0], dtype)
+    start = jnp.asarray(start, dtype)
+    params, x = streamed_with_zero_gradients(start, lambda p: p * keep, 2)
+    assert_same(params, start * keep)
+    assert_same(x, start * keep)
+    params, x = streamed_with_zero_gradients(start, lambda p: p, 2)
+    assert_same(x, start)
+
+
 @every_mode
 def test_vmap_over_init_and_update(mode: str) -> None:
     def run(key: jax.Array, params: Any) -> Any:
@@ -979,6 +1029,24 @@ def test_no_loss_given_is_nan() -> None:
     record, _, _ = observed("streaming", with_value=False)
     assert np.isnan(record.inner_loss)
     assert np.isfinite(record.inner_gradient_norm)
+
+
+@pytest.mark.parametrize("mode", ["scan", "scan_none"])
+def test_a_grad_fn_without_losses_leaves_the_given_one(mode: str) -> None:
+    """`value=` is then the only loss there is: of the incoming gradient."""
+    tx = entropy_sgd_1(inner_steps=L, noise_scale=0, diagnostics=True)
+    _, state = train(tx, mode, jnp.ones(2), rows(1, L), value=jnp.float32(7.0))
+    inner_loss = entropic_diagnostics(state).inner_loss
+    assert np.isnan(inner_loss) if mode == "scan_none" else inner_loss == 7
+
+
+def test_norms_of_half_precision_do_not_overflow() -> None:
+    # 3e4² is beyond float16, and the sum of 1e4 such squares beyond it by far.
+    tx = entropy_sgd_1(inner_steps=1, diagnostics=True, accumulator_dtype=jnp.float16)
+    grads = jnp.full(10_000, 3e4, jnp.float16)
+    params = jnp.zeros_like(grads)
+    _, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    np.testing.assert_allclose(entropic_diagnostics(state).inner_gradient_norm, 3e6, rtol=1e-3)
 
 
 @every_mode

@@ -419,6 +419,23 @@ def test_a_wrong_grad_fn_is_found_under_grad_too() -> None:
         update(GRADS, grad_fn=jax.grad(lambda p, b: (loss(p, b), p["w"]), has_aux=True))
 
 
+@pytest.mark.parametrize("build", [{}, STREAMING, BASELINE], ids=["scan", "streaming", "baseline"])
+def test_an_axis_that_is_not_there_is_named_in_every_mode(build: Any) -> None:
+    with pytest.raises(ValueError, match=r"`batch_axis_name` must be an axis of .* got 'nowhere'"):
+        update(GRADS, grad_fn=gradient, build={**build, "batch_axis_name": "nowhere"})
+
+
+@pytest.mark.parametrize("name", [{}, (None,), ["data"]])
+def test_the_name_of_an_axis_is_checked(name: Any) -> None:
+    with pytest.raises(ValueError, match="`batch_axis_name` must be "):
+        entropy_sgd(1.0, batch_axis_name=name)
+
+
+def test_scoping_from_zero_stays_there() -> None:
+    schedule = scoping(0.0, 0.1, 1.0)  # whose growth overflows at step 931
+    assert [float(schedule(jnp.int32(count))) for count in (0, 1, 10_000)] == [0, 0, 0]
+
+
 NAMES = ("learning_rate", "momentum", "inner_momentum", "inner_learning_rate", "scope",
          "noise_scale", "averaging")  # fmt: skip
 

@@ -99,8 +99,15 @@ def test_exact_spectrum_reports_progress_and_memory() -> None:
     np.testing.assert_allclose(spectrum, eigenvalues, atol=1e-12)
     assert [(done, total) for _, done, total in seen] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert "GiB" in seen[0][0]
-    with pytest.raises(ValueError, match=r"`memory_limit` must be at least 7.01e-05 GiB .* 1e-05"):
+    with pytest.raises(ValueError, match=r"`memory_limit` must be at least 0.000117 GiB .* 1e-05"):
         flatness.exact_spectrum(net.loss, net.params, net.batches, memory_limit=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the limit is of the CPU's LAPACK")
+def test_exact_spectrum_names_what_the_eigensolver_cannot_take() -> None:
+    params, batches = jnp.zeros(32_767), jnp.zeros((1, 1))
+    with pytest.raises(ValueError, match=r"`params` must have at most 32,766 .* got 32,767"):
+        flatness.exact_spectrum(lambda x, b: jnp.sum(x), params, batches, memory_limit=1e6)
 
 
 def test_spectrum_of_one_layer() -> None:

@@ -214,6 +214,21 @@ def test_a_base_optimizer_that_is_not_finite_is_not_followed() -> None:
     assert state.base_state == 0
 
 
+@every_mode
+def test_a_base_that_hides_it_does_not_keep_it_in_the_inner_momentum(mode: str) -> None:
+    base = optax.chain(optax.zero_nans(), optax.sgd(1.0))
+    tx = build(mode, optax.trace(DECAY), base=base, reset_inner_state=False)
+    step = jax.jit(outer_step(tx, mode))
+    batches, start = rows(1, L)[0].copy(), jnp.asarray(START, jnp.float32)
+    batches[L // 2] = np.nan
+    params, state = step(start, tx.init(start), batches)
+    assert_finite(state.inner_state)
+    before = np.asarray(anchor_params(state, params))
+    params, state = step(params, state, rows(1, L)[0])
+    assert_finite((params, state._replace(diagnostics=None)))
+    assert np.all(np.asarray(anchor_params(state, params)) != before)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("position", [0, L // 2, L - 1])
 def test_an_unguarded_stream_keeps_x(position: int, bad: float) -> None:

@@ -150,6 +150,13 @@ def test_the_legacy_key_of_another_implementation() -> None:
     np.testing.assert_array_equal(draw(key), draw(jax.random.key(3, impl="rbg")))
 
 
+def test_a_legacy_key_of_two_words_is_threefry_whatever_the_default() -> None:
+    legacy = jax.random.PRNGKey(3)
+    with jax.default_prng_impl("rbg"):
+        state = noisy(key=legacy).init(jnp.ones(4))
+    assert_same(state.rng_key, jax.random.key(3))
+
+
 @every_mode
 def test_equal_keys_agree_and_other_seeds_differ(mode: str) -> None:
     one = draw(1, mode)

@@ -269,6 +269,9 @@ def test_one_replica_without_coupling_is_entropy_sgd_bit_for_bit(streaming: bool
     np.testing.assert_array_equal(found, expected)
 
 
+NOISY = dict(replica_axis_name="replica", inner_steps=L, noise_scale=0.1)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_replicas_draw_noise_of_their_own_from_one_key(streaming: bool) -> None:
     common = dict(inner_steps=L, noise_scale=0.1, streaming=streaming, key=3)
@@ -284,6 +287,23 @@ def test_replicas_draw_noise_of_their_own_from_one_key(streaming: bool) -> None:
         np.testing.assert_allclose(found[:, a], expected[:, 0], rtol=0, atol=1e-6)
     spread = np.abs(found[-1, 0] - found[-1, 1:]).min()
     assert spread > 1e-3
+
+
+def test_replicas_draw_the_same_from_every_kind_of_key() -> None:
+    """The kinds differ in how they fold in an index; ours goes by the words of the key alone."""
+    words = jnp.arange(4, dtype=jnp.uint32)
+    ends = []
+    for impl in ("rbg", "unsafe_rbg"):
+        key = jax.random.wrap_key_data(words, impl=impl)
+        tx = esj.parle(0.5, coupling=0.1, **NOISY, key=key)
+        ends.append(run(tx)[0])
+    np.testing.assert_array_equal(*ends)
+
+
+def test_replicas_reuse_no_key() -> None:
+    with jax.debug_key_reuse(True):
+        tx = esj.parle(0.5, coupling=0.1, **NOISY, key=3)
+        assert np.isfinite(run(tx)[0]).all()
 
 
 def test_coupling_draws_replicas_together_at_its_rate() -> None:
