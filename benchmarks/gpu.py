@@ -14,6 +14,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -213,8 +214,8 @@ def main() -> None:
     for name, make_task in {"ResNet-18": resnet_task, "GPT-2 small": gpt_task}.items():
         task = make_task(size)
         count = sum(leaf.size for leaf in jax.tree.leaves(task.params))
-        timed = [sgd_with_wide_accumulator(task)]
-        timed += [programs.entropy(n, task, **chosen) for n, chosen in ENTROPY.items()]
+        timed = [partial(sgd_with_wide_accumulator, task)]
+        timed += [partial(programs.entropy, n, task, **chosen) for n, chosen in ENTROPY.items()]
         results[name] = interleave(timed, options.seconds, name)
         print_table(f"{name}, {count / 1e6:.1f} M parameters, bfloat16", results[name], console)
     save(results, bandwidth, options.tiny)

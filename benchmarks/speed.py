@@ -10,9 +10,11 @@ Prints the table, and writes results and plots to benchmarks/results/BACKEND/.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,16 +24,18 @@ from rich.console import Console
 
 import programs
 from programs import Task, mlp_task
-from timing import Measurement, Program, environment, interleave
+from timing import Maker, Measurement, Program, environment, interleave
 
 mpl.use("Agg")
+COMPILATIONS = 3  # of each program of the table
 LONGEST_BAR = 6  # in the figure; a longer one is cut and has its number
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 WORKLOADS: dict[str, Callable[[], Task]] = {
     "wide: MLP 784-1024-1024-10, batch 128": lambda: mlp_task((784, 1024, 1024, 10), 128),
     "small: MLP 64-32-10, batch 32": lambda: mlp_task((64, 32, 10), 32, updates=50),
-    "deep: MLP of 80 layers of width 16, batch 32": lambda: mlp_task((16,) * 81, 32, updates=5),
+    # One update, as in a train step: a loop around it would be compiled too.
+    "deep: MLP of 80 layers of width 16, batch 32": lambda: mlp_task((16,) * 81, 32),
 }
 
 ENTROPY: dict[str, dict[str, Any]] = {
@@ -41,28 +45,31 @@ ENTROPY: dict[str, dict[str, Any]] = {
 }
 
 
-def contestants(task: Task) -> list[Program]:
+def contestants(task: Task) -> list[Maker]:
     """All programs of the table; the first is what the others are divided by."""
-    options = ENTROPY.items()
+    gaussian = "Entropy-SGD, Gaussian"
     return [
-        programs.sgd(task),
-        *(programs.entropy(name, task, **chosen) for name, chosen in options),
-        programs.entropy("Entropy-SGD, Gaussian, grads given", task, given_grads=True),
-        programs.entropy("Entropy-SGD, Gaussian, diagnostics", task, diagnostics=True),
-        programs.entropy_streaming("Entropy-SGD, Gaussian, streaming", task),
-        programs.plain_langevin(task),
-        programs.adam(task),
-        programs.sam(task),
-        *torch_sgd(task),
+        *against_sgd(task),
+        partial(programs.entropy, f"{gaussian}, grads given", task, given_grads=True),
+        partial(programs.entropy, f"{gaussian}, diagnostics", task, diagnostics=True),
+        partial(programs.entropy_streaming, f"{gaussian}, streaming", task),
+        partial(programs.plain_langevin, task),
+        partial(programs.adam, task),
+        partial(programs.sam, task),
+        *([partial(torch_sgd, task)] if importlib.util.find_spec("torch") else []),
     ]
 
 
-def torch_sgd(task: Task) -> list[Program]:
-    """`torch.optim.SGD`, where torch is installed, on the same network and batch size."""
-    try:
-        import torch
-    except ImportError:
-        return []
+def against_sgd(task: Task) -> list[Maker]:
+    """SGD, and Entropy-SGD with each kind of noise."""
+    ours = [partial(programs.entropy, name, task, **chosen) for name, chosen in ENTROPY.items()]
+    return [partial(programs.sgd, task), *ours]
+
+
+def torch_sgd(task: Task) -> Program:
+    """`torch.optim.SGD` on the same network and batch size."""
+    import torch
+
     torch.set_num_threads(environment()["cores"])
     layers: list[Any] = []
     for layer in task.params:
@@ -78,14 +85,14 @@ def torch_sgd(task: Task) -> list[Program]:
             torch.nn.functional.cross_entropy(model(batch), label).backward()
             optimizer.step()
 
-    return [Program("torch.optim.SGD", call, task.inner_steps)]
+    return Program("torch.optim.SGD", call, task.inner_steps)
 
 
 def table(seconds: float, console: Console) -> dict[str, list[Measurement]]:
     """Times every workload and prints its table."""
     results = {}
     for name, make_task in WORKLOADS.items():
-        measurements = interleave(contestants(make_task()), seconds, name)
+        measurements = interleave(contestants(make_task()), seconds, name, COMPILATIONS)
         results[name] = measurements
         print_table(name, measurements, console)
     return results
@@ -97,7 +104,6 @@ def print_table(title: str, measurements: list[Measurement], console: Console) -
         shown.add_column(heading, justify="left" if heading == "program" else "right")
     for heading in ("trace s", "compile s", "ratio", "temporaries MiB"):
         shown.add_column(heading, justify="right")
-    start = measurements[0].trace_seconds + measurements[0].compile_seconds
     for m in measurements:
         shown.add_row(
             m.name,
@@ -107,7 +113,7 @@ def print_table(title: str, measurements: list[Measurement], console: Console) -
             f"{m.ratio_low:.2f}-{m.ratio_high:.2f}",
             f"{m.trace_seconds:.2f}",
             f"{m.compile_seconds:.2f}",
-            f"{(m.trace_seconds + m.compile_seconds) / start:.2f}",
+            f"{m.start_ratio:.2f}",
             f"{m.temporary_bytes / 2**20:.1f}",
         )
     console.print(shown)
@@ -151,9 +157,7 @@ def sweep(name: str, seconds: float) -> dict[int, list[Measurement]]:
     _, values, make_task = SWEEPS[name]
     results = {}
     for value in values:
-        task = make_task(value)
-        timed = [programs.sgd(task), *(programs.entropy(n, task, **o) for n, o in ENTROPY.items())]
-        results[value] = interleave(timed, seconds, f"{name} {value}")
+        results[value] = interleave(against_sgd(make_task(value)), seconds, f"{name} {value}")
         ratios = ", ".join(f"{m.name} {m.ratio:.2f}" for m in results[value][1:])
         print(f"{name} {value}: SGD {results[value][0].median:.1f} µs; {ratios}")
     return results

@@ -36,8 +36,9 @@ class Measurement(NamedTuple):
     ratio_low: float  # quartiles of the paired ratios
     ratio_high: float
     rounds: int
-    trace_seconds: float
+    trace_seconds: float  # medians
     compile_seconds: float
+    start_ratio: float  # of tracing and compiling, likewise paired
     temporary_bytes: int
 
 
@@ -61,8 +62,24 @@ def compile_program(
     return Program(name, call, gradients, traced - start, done - traced, temporary)
 
 
-def interleave(programs: Sequence[Program], seconds: float, label: str = "") -> list[Measurement]:
-    """Times all programs in turn for about `seconds`; ratios are to the first of them."""
+Maker = Callable[[], Program]  # traces and compiles
+
+
+def interleave(
+    makers: Sequence[Maker], seconds: float, label: str = "", compilations: int = 1
+) -> list[Measurement]:
+    """Times all programs in turn for about `seconds`; ratios are to the first of them.
+
+    Before that each is traced and compiled so many times, in turn too.
+    """
+    makers[0]()  # what JAX does once, it does here
+    starts = np.empty((compilations, len(makers), 2))
+    for row in starts:
+        programs = []
+        for index, make in enumerate(makers):
+            jax.clear_caches()
+            programs.append(make())
+            row[index] = programs[-1].trace_seconds, programs[-1].compile_seconds
     for program in programs:
         program.call()
     start = time.perf_counter()
@@ -76,11 +93,21 @@ def interleave(programs: Sequence[Program], seconds: float, label: str = "") -> 
             start = time.perf_counter()
             programs[index].call()
             row[index] = (time.perf_counter() - start) / programs[index].gradients * 1e6
-    return [_summary(program, times[:, i], times[:, 0]) for i, program in enumerate(programs)]
+    return [
+        _summary(program, times[:, i], times[:, 0], starts[:, i], starts[:, 0])
+        for i, program in enumerate(programs)
+    ]
 
 
-def _summary(program: Program, times: np.ndarray, reference: np.ndarray) -> Measurement:
+def _summary(
+    program: Program,
+    times: np.ndarray,
+    reference: np.ndarray,
+    starts: np.ndarray,
+    reference_starts: np.ndarray,
+) -> Measurement:
     ratios = times / reference
+    start_ratios = starts.sum(-1) / reference_starts.sum(-1)
     return Measurement(
         name=program.name,
         median=float(np.median(times)),
@@ -90,8 +117,9 @@ def _summary(program: Program, times: np.ndarray, reference: np.ndarray) -> Meas
         ratio_low=float(np.quantile(ratios, 0.25)),
         ratio_high=float(np.quantile(ratios, 0.75)),
         rounds=len(times),
-        trace_seconds=program.trace_seconds,
-        compile_seconds=program.compile_seconds,
+        trace_seconds=float(np.median(starts[:, 0])),
+        compile_seconds=float(np.median(starts[:, 1])),
+        start_ratio=float(np.median(start_ratios)),
         temporary_bytes=program.temporary_bytes,
     )
 

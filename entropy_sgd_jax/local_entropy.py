@@ -227,13 +227,14 @@ class LocalEntropy:
             grads, chain.inner_state, chain.iterate
         )
         direction = _trees.cast_like(direction, anchor)
-        move = functools.partial(
+        move_leaf = functools.partial(
             langevin_step,
             step_size=_at(self.inner_learning_rate, count * self.inner_steps + step),
             scope=_at(self.scope, count),
             noise_scale=_at(self.noise_scale, count),
             averaging=_at(self.averaging, count),
         )
+        move = jax.jit(move_leaf, inline=True)  # traced once for each shape, not for each leaf
         moved = jax.tree.map(move, chain.iterate, chain.average, direction, anchor, noise)
         iterate = jax.tree.map(lambda _, pair: pair[0], anchor, moved)
         average = jax.tree.map(lambda _, pair: pair[1], anchor, moved)
@@ -277,13 +278,15 @@ class LocalEntropy:
         if not self.reset_inner_state:  # the base optimizer may hide what would live on in D
             sound = finite & _trees.all_finite(chain.iterate)
         chain = chain._replace(record=None)
-        chain = _trees.unless(~sound, chain, lambda: self._afresh(anchor, state, None))
-        return _trees.where(finite, updates, _trees.zeros_like(updates)), state._replace(
+        taken, chain = _trees.unless(
+            ~sound, (finite | True, chain), lambda: (finite, self._afresh(anchor, state, None))
+        )
+        return _trees.where(taken, updates, _trees.zeros_like(updates)), state._replace(
             count=optax.safe_increment(state.count),
             langevin_iterate=chain.iterate,
             langevin_average=chain.average,
             inner_state=chain.inner_state,
-            base_state=_trees.where(finite, base_state, state.base_state),
+            base_state=_trees.where(taken, base_state, state.base_state),
             diagnostics=record,
         )
 

@@ -9,6 +9,7 @@ one word gives Rademacher noise for 32 steps: small leaves keep it, large ones h
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,14 +40,16 @@ def typed_key(key: Any) -> chex.PRNGKey:
         return jax.random.clone(key)
     if key.ndim == 0:
         return jax.random.key(key)
-    return jax.random.clone(
-        jax.random.wrap_key_data(key, impl="rbg" if key.shape == (4,) else "threefry2x32")
-    )
+    typed = jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else _threefry(key)
+    return jax.random.clone(typed)
 
 
 def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
     """A key of threefry, whatever `key` is: other kinds fold in what repeats, or ignore vmap."""
-    words = jax.random.key_data(typed_key(key))[:2]
+    return _threefry(jax.random.key_data(typed_key(key))[:2])
+
+
+def _threefry(words: chex.Array) -> chex.PRNGKey:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
@@ -68,10 +71,13 @@ def step_keys(name: str, key: chex.PRNGKey, count: chex.Numeric, steps: chex.Arr
     """The keys of Langevin steps `steps` of update `count`.
 
     Derived from the one key of the state, which is never split: what a step draws depends on no
-    step before it. Only this touches `jax.random`, once for all steps, outside of their loop.
+    step before it. Only this touches `jax.random`, once for all steps, outside of their loop. The
+    update goes into the key's first word, which a seed leaves zero: another `fold_in` would only be
+    more to compile.
     """
     shared = SOURCES[name].steps
-    update_key = jax.random.fold_in(threefry(key), count)
+    words = jax.random.key_data(threefry(key))
+    update_key = _threefry(words + jnp.asarray(count, jnp.uint32) * np.array([1, 0], np.uint32))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(update_key, steps // shared)
     shift = (steps % shared).astype(jnp.uint32) if shared > 1 else None
     return StepKey(jax.random.key_data(keys), shift)
@@ -84,7 +90,7 @@ def prepare(
     ahead = {}
     if keys is not None and 1 < len(keys.words) <= SOURCES[name].steps:  # all share one word
         shapes = _shapes(like)
-        kept = [i for i, shape in enumerate(shapes) if math.prod(shape) <= _KEPT]
+        kept = [i for i in _alone(shapes) if math.prod(shapes[i]) <= _KEPT]
         ahead = _draw_leaves(lambda words: words, keys.words[0], shapes, kept)
     return lambda key: draw(name, key, like, ahead)
 
@@ -127,19 +133,27 @@ def _draw_leaves(
     transform: Transform, key: chex.Array, shapes: Shapes, places: list[int]
 ) -> dict[int, chex.Array]:
     """Draws the leaves at `places`: alone, or cut from one pool; the numbers are the same."""
-    starts = _first_numbers(shapes)
-    small = {i for i in places if math.prod(shapes[i]) <= _SMALL}
-    pooled = small if len(small) > _FEW else set()
-    drawn = {i: transform(_words(starts[i], shapes[i], key)) for i in places if i not in pooled}
-    if pooled:
+    starts, alone = _first_numbers(shapes), set(_alone(shapes))
+    drawn = {i: transform(_words(starts[i], shapes[i], key)) for i in places if i in alone}
+    if pooled := [i for i in places if i not in alone]:
         pool = _pool(transform, sum(math.prod(shapes[i]) for i in pooled), key)
     for i in pooled:
         # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
         # leaves once if they differ in nothing but their operands.
         stop = starts[i] + math.prod(shapes[i])
-        table = np.arange(starts[i], stop, dtype=np.int32).reshape(shapes[i])
-        drawn[i] = pool.at[table].get(mode="promise_in_bounds")
+        drawn[i] = _look_up(pool, np.arange(starts[i], stop, dtype=np.int32).reshape(shapes[i]))
     return drawn
+
+
+def _alone(shapes: Shapes) -> list[int]:
+    """The places of the leaves that are drawn each on its own."""
+    large = [i for i, shape in enumerate(shapes) if math.prod(shape) > _SMALL]
+    return large if len(shapes) - len(large) > _FEW else list(range(len(shapes)))
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for each shape
+def _look_up(pool: chex.Array, table: chex.Array) -> chex.Array:
+    return pool.at[table].get(mode="promise_in_bounds")
 
 
 def _first_numbers(shapes: Shapes) -> list[int]:
