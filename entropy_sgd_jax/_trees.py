@@ -26,15 +26,18 @@ def where(condition: chex.Array, chosen: Any, otherwise: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)
 
 
-def unless(condition: chex.Array, tree: Any, otherwise: Callable[[], Any]) -> Any:
-    """`tree` unless the condition holds, in which rare case `otherwise()`.
+def unless(condition: chex.Array, tree: Any, otherwise: Callable[[Any], Any]) -> Any:
+    """`tree` unless the condition holds, in which rare case `otherwise(tree)`.
 
     A loop of no or one round, and free where it has none: XLA runs loops in place, while a cond
-    copies whatever passes through it, and a select reads both trees.
+    copies whatever passes through it, and a select reads both trees. What `otherwise` computes from
+    other values than its argument, XLA may compute ahead of the loop, in every case.
     """
-    return lax.while_loop(
-        lambda carry: carry[0], lambda carry: (~carry[0], otherwise()), (condition, tree)
-    )[1]
+
+    def once(carry: tuple[chex.Array, Any]) -> tuple[chex.Array, Any]:
+        return ~carry[0], otherwise(carry[1])
+
+    return lax.while_loop(lambda carry: carry[0], once, (condition, tree))[1]
 
 
 def all_finite(tree: Any) -> chex.Array:

@@ -138,44 +138,52 @@ class LocalEntropy:
         grads = self._incoming(grads, params)
         left = state.langevin_iterate
         iterate = jax.tree.map(_trees.follow, params, left, left)
-        chain = Chain(iterate, state.langevin_average, state.inner_state, state.diagnostics)
+        # Without x′: carried through a loop, it would have to be a copy of `params`.
+        chain = Chain(None, state.langevin_average, state.inner_state, state.diagnostics)
 
-        def begin() -> tuple[optax.Params, Chain]:
-            x = jax.tree.map(_trees.follow, params, left, state.anchor)
-            return x, self._start(self._accumulators(x), state)
+        def begin(known: tuple[optax.Params, Chain]) -> tuple[optax.Params, Chain]:
+            x = jax.tree.map(_trees.follow, params, left, known[0])
+            return x, self._start(self._accumulators(x), state)._replace(iterate=None)
 
-        x, chain = _trees.unless(state.inner_count == 0, (state.anchor, chain), begin)
-
+        first = state.inner_count == 0
+        x, chain = _trees.unless(first, (state.anchor, chain), begin)
         anchor = self._accumulators(x)
+        chain = chain._replace(iterate=_trees.where(first, anchor, iterate))
+
         key = _first(self._step_keys(state, state.inner_count[None]))
         noise = _noise.draw(self.noise, key, anchor)
         loss = self._incoming_loss(extra_args)
         chain = self._step(chain, anchor, state.count, state.inner_count, noise, grads, loss)
         finite = _trees.all_finite(chain.iterate)
         record = chain.record
-        chain = _trees.unless(~finite, chain, lambda: self._afresh(anchor, state, record))
+        chain = _trees.unless(~finite, chain, lambda _: self._afresh(anchor, state, record))
 
-        def move_anchor() -> tuple[optax.Params, EntropicState]:
-            updates, moved = self._descend(chain, anchor, x, state, extra_args)
+        def move_anchor(kept: EntropicState) -> EntropicState:
+            x = kept.anchor
+            chain = Chain(
+                kept.langevin_iterate, kept.langevin_average, kept.inner_state, kept.diagnostics
+            )
+            updates, moved = self._descend(chain, self._accumulators(x), x, kept, extra_args)
             new = optax.apply_updates(x, updates)
             landed = self._accumulators(jax.tree.map(_trees.landing, params, new))
-            return new, moved._replace(
-                langevin_iterate=landed, anchor=new, inner_count=0 * state.inner_count
+            return moved._replace(
+                langevin_iterate=landed, anchor=new, inner_count=0 * kept.inner_count
             )
 
-        def keep_anchor() -> tuple[optax.Params, EntropicState]:
-            return _trees.cast_like(chain.iterate, params), state._replace(
-                langevin_iterate=chain.iterate,
-                langevin_average=chain.average,
-                inner_state=chain.inner_state,
-                anchor=x,
-                inner_count=state.inner_count + 1,
-                diagnostics=chain.record,
-            )
-
+        kept = state._replace(
+            langevin_iterate=chain.iterate,
+            langevin_average=chain.average,
+            inner_state=chain.inner_state,
+            anchor=x,
+            inner_count=state.inner_count + 1,
+            diagnostics=chain.record,
+        )
         last = state.inner_count == self.inner_steps - 1
-        new_params, state = lax.cond(last, move_anchor, keep_anchor)
-        return jax.tree.map(jnp.subtract, new_params, params), state
+        state = _trees.unless(last, kept, move_anchor)
+        iterate = _trees.cast_like(state.langevin_iterate, params)
+        return jax.tree.map(
+            lambda x, y, param: jnp.where(last, x, y) - param, state.anchor, iterate, params
+        ), state
 
     def base_alone(
         self,
@@ -279,7 +287,7 @@ class LocalEntropy:
             sound = finite & _trees.all_finite(chain.iterate)
         chain = chain._replace(record=None)
         taken, chain = _trees.unless(
-            ~sound, (finite | True, chain), lambda: (finite, self._afresh(anchor, state, None))
+            ~sound, (finite | True, chain), lambda _: (finite, self._afresh(anchor, state, None))
         )
         return _trees.where(taken, updates, _trees.zeros_like(updates)), state._replace(
             count=optax.safe_increment(state.count),

@@ -161,8 +161,8 @@ def save_figure(
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2)
     for curve in curves:
-        _draw(loss_axes, curve, curve.train_loss)
-        _draw(score_axes, curve, score.of(curve))
+        for axes, values in ((loss_axes, curve.train_loss), (score_axes, score.of(curve))):
+            draw_band(axes, curve.name, curve.gradient_evaluations, values)
     # Of text the loss falls by half at most; elsewhere by powers of ten.
     scale = "log" if score.name == "error" else "linear"
     loss_axes.set(ylabel="training loss (mean cross-entropy, nats)", yscale=scale)
@@ -193,15 +193,13 @@ def _limits(curves: list[Curves], score: Score) -> tuple[float, float] | None:
 COLOURS = {"SGD": "tab:blue", "Adam": "tab:orange", "SAM": "tab:green", "Parle": "tab:red"}
 
 
-def _draw(axes: Axes, curve: Curves, values: np.ndarray) -> None:
+def draw_band(axes: Axes, name: str, places: Any, values: np.ndarray) -> None:
     """A line for the mean over the seeds and a band of one standard error around it."""
     mean, error = values.mean(axis=-1), standard_error(values)
-    colour = next((own for name, own in COLOURS.items() if curve.name.endswith(name)), "tab:purple")
-    style = "-" if curve.name.startswith(("Entropy", "SNOO", "Parle")) else "--"
-    axes.plot(curve.gradient_evaluations, mean, style, color=colour, label=curve.name)
-    axes.fill_between(
-        curve.gradient_evaluations, mean - error, mean + error, color=colour, alpha=0.2, lw=0
-    )
+    colour = next((own for known, own in COLOURS.items() if name.endswith(known)), "tab:purple")
+    style = "-" if name.startswith(("Entropy", "SNOO", "Parle")) else "--"
+    axes.plot(places, mean, style, color=colour, label=name)
+    axes.fill_between(places, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
 
 
 def figure_path(text: str) -> pathlib.Path:

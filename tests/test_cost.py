@@ -75,6 +75,20 @@ def test_temporaries_stay_below_four_copies_of_the_parameters(noise: str) -> Non
     assert temporaries(20, noise=noise) < without + 0.1 * PARAMETER_BYTES
 
 
+@pytest.mark.parametrize("noise_scale", [0, 1e-4])
+def test_streaming_takes_no_copies(noise_scale: float) -> None:
+    """x, x′, μ, momentum and parameters change where they are; a gradient is all there is more."""
+    tx = entropy_sgd(1.0, streaming=True, noise_scale=noise_scale)
+
+    def step(params: Any, state: Any, call: jax.Array) -> Any:
+        updates, state = tx.update(jax.grad(loss)(params, call), state, params)
+        return optax.apply_updates(params, updates), state
+
+    start = params()
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(start, tx.init(start), jnp.int32(0))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 1.1 * PARAMETER_BYTES
+
+
 def test_the_program_does_not_grow_with_the_inner_steps() -> None:
     few, many = (lower(steps).as_text().count("\n") for steps in (5, 100))
     assert few == many

@@ -1,0 +1,229 @@
+"""What width ought to buy: solutions under noise, pruning and rounding, agreement, calibration.
+
+    python benchmarks/experiments/robustness.py --data-dir DIR --workloads lenet mnistfc
+
+Trains each optimizer as `run.py` does for its variant "tuned", from the same seeds, and damages the
+weights of the solutions: all matrices and kernels, not biases and norms. BatchNorm's statistics are
+taken anew after each damage. What is finished is kept in `robustness.json`, and the same command
+goes on. Writes `robustness.md`, and a figure for each workload.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import run as runs
+import tune  # also finds the examples
+from jax import lax
+from matplotlib.figure import Figure
+from rich.progress import track
+
+import evaluation
+import report
+import train
+from datasets import Dataset
+from evaluation import Model
+from spectrum import train_to_the_end
+
+HERE = pathlib.Path(__file__).parent
+DRAWS = 3  # of the noise, for each strength and seed
+BINS = 15  # of the calibration error
+CHUNK = 2_000  # test examples at once
+
+
+def noisy(weights: list[jax.Array], strength: Any, key: jax.Array) -> list[jax.Array]:
+    """Each weight times 1 + `strength` ξ, ξ standard normal."""
+    keys = jax.random.split(key, len(weights))
+    return [
+        w * (1 + strength * jax.random.normal(k, w.shape))
+        for w, k in zip(weights, keys, strict=True)
+    ]
+
+
+def pruned(weights: list[jax.Array], percent: Any, key: jax.Array) -> list[jax.Array]:
+    """The smallest weights of the network, so many percent of all, are zero."""
+    sizes = jnp.sort(jnp.concatenate([jnp.abs(w).ravel() for w in weights]))
+    least = sizes[jnp.minimum((percent / 100 * sizes.size).astype(int), sizes.size - 1)]
+    return [jnp.where(jnp.abs(w) < least, 0, w) for w in weights]
+
+
+def rounded(weights: list[jax.Array], bits: Any, key: jax.Array) -> list[jax.Array]:
+    """Each to the nearest of 2^bits − 1 numbers, equally apart, up to the array's largest size."""
+    levels = 2.0 ** (bits - 1) - 1
+    units = [jnp.max(jnp.abs(w)) / levels for w in weights]
+    return [jnp.round(w / unit) * unit for w, unit in zip(weights, units, strict=True)]
+
+
+class Damage(NamedTuple):
+    """A way to damage weights, and how much."""
+
+    label: str
+    of: Callable[[list[jax.Array], Any, jax.Array], list[jax.Array]]
+    values: tuple[float, ...]
+    shown: float  # in the table
+    draws: int = 1
+
+
+DAMAGES = {
+    "noise": Damage("noise σ", noisy, (0.1, 0.2, 0.3, 0.5), 0.3, DRAWS),
+    "pruning": Damage("pruned, %", pruned, (50, 80, 90, 95), 90),
+    "rounding": Damage("bits", rounded, (6, 4, 3, 2), 3),
+}
+
+
+def damaged(damage: Damage, params: Any, value: Any, key: jax.Array) -> Any:
+    """`params` with all of its matrices and kernels damaged."""
+    leaves, treedef = jax.tree.flatten(params)
+    places = [place for place, leaf in enumerate(leaves) if leaf.ndim > 1]
+    damaged = damage.of([leaves[place] for place in places], value, key)
+    for place, weights in zip(places, damaged, strict=True):
+        leaves[place] = weights
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def logits_of(model: Model, params: Any, data: Dataset) -> jax.Array:
+    """Of all test examples, a chunk at a time."""
+    statistics = model.statistics(params, evaluation.statistics_batches(data.train_inputs))
+    chunks = data.test_inputs.reshape(-1, CHUNK, *data.test_inputs.shape[1:])
+    logits = lax.map(lambda inputs: model.logits(params, statistics, inputs), chunks)
+    return logits.reshape(len(data.test_inputs), -1)
+
+
+def calibration_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean distance of confidence and accuracy over bins of equal confidence, in percent."""
+    probabilities = jax.nn.softmax(logits)
+    confidence, right = probabilities.max(-1), logits.argmax(-1) == labels
+    bins = jnp.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = jnp.zeros(BINS).at[bins].add(confidence - right)
+    return 100 * jnp.abs(gaps).sum() / len(labels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure(model: Model, params: Any, data: Dataset) -> dict[str, Any]:
+    """What one solution bears; errors in percent, one for each value of a damage."""
+    labels = data.test_labels
+
+    def error(damage: Damage, value: Any) -> jax.Array:
+        def of_draw(key: jax.Array) -> jax.Array:
+            logits = logits_of(model, damaged(damage, params, value, key), data)
+            return 100 * (logits.argmax(-1) != labels).mean()
+
+        return lax.map(of_draw, jax.random.split(jax.random.key(0), damage.draws)).mean()
+
+    logits = logits_of(model, params, data)
+    return {
+        "test error": 100 * (logits.argmax(-1) != labels).mean(),
+        "test loss": evaluation.cross_entropies(logits, labels).mean(),
+        "calibration error": calibration_error(logits, labels),
+        "answers": logits.argmax(-1),
+    } | {
+        name: lax.map(functools.partial(error, damage), jnp.array(damage.values, jnp.float32))
+        for name, damage in DAMAGES.items()
+    }
+
+
+def agreement(answers: np.ndarray) -> np.ndarray:
+    """Of each seed with every other, in percent of the test examples."""
+    same = (answers[:, None] == answers[None]).mean(-1)
+    return 100 * (same.sum(1) - 1) / (len(answers) - 1)
+
+
+def compete(flags: list[str]) -> dict[str, Any]:
+    """Trains all seeds, and measures each."""
+    options = train.parse_arguments(flags)
+    run = train.prepare(options)
+    params, last = train_to_the_end(
+        run.contestant, run.model, run.dataset, run.budget, options.seeds
+    )
+    data = jax.device_put(run.dataset)
+    each = [
+        jax.device_get(measure(run.model, jax.tree.map(lambda x: x[seed], params), data))  # noqa: B023
+        for seed in range(options.seeds)
+    ]
+    results = {name: np.array([one[name] for one in each]) for name in each[0]}
+    results["agreement"] = agreement(results.pop("answers"))
+    results["training loss"] = np.asarray(last.train_loss)
+    return {name: values.tolist() for name, values in results.items()}
+
+
+COLUMNS = {
+    "training loss": ".1e",
+    "test error": ".2f",
+    "test loss": ".4f",
+    "calibration error": ".2f",
+    "agreement": ".2f",
+}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """One row for each optimizer."""
+    shown = {f"error, {d.label} {d.shown:g}": name for name, d in DAMAGES.items()}
+    headings = ["optimizer", *COLUMNS, *shown]
+    rows = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    for optimizer, values in results.items():
+        cells = [
+            report.mean_and_spread(np.array(values[n]), digits) for n, digits in COLUMNS.items()
+        ]
+        for name in shown.values():
+            index = DAMAGES[name].values.index(DAMAGES[name].shown)
+            cells.append(report.mean_and_spread(np.array(values[name])[:, index], ".2f"))
+        rows.append(f"| {train.NAMES[optimizer]} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def draw(results: dict[str, dict[str, Any]], title: str, path: pathlib.Path) -> None:
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for axes, (name, damage) in zip(figure.subplots(1, 3), DAMAGES.items(), strict=True):
+        for optimizer, values in results.items():
+            errors = np.array(values[name]).T
+            report.draw_band(axes, train.NAMES[optimizer], damage.values, errors)
+        axes.set(xlabel=damage.label, ylabel="test error (%)", yscale="log")
+        axes.grid(alpha=0.25)
+        if name == "rounding":
+            axes.invert_xaxis()
+    axes.legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/")
+    parser.add_argument("--workloads", nargs="+", choices=("mnistfc", "lenet"), default=["lenet"])
+    parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
+    parser.add_argument("--seeds", type=int, help="default 5")
+    parser.add_argument("--table", action="store_true", help="only the table and figures")
+    options = parser.parse_args()
+    options.tuning = HERE / "tuning.json"
+    path = HERE / "robustness.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    todo = [] if options.table else itertools.product(options.workloads, options.optimizers)
+    for workload, optimizer in track(list(todo), "training"):
+        done = known.setdefault(workload, {})
+        if optimizer not in done:
+            done[optimizer] = compete(runs.command(workload, "tuned", optimizer, options))
+            path.write_text(json.dumps(known, indent=1) + "\n")
+    parts = []
+    for workload, results in known.items():
+        seeds = len(results["sgd"]["test error"])
+        parts.append(f"{workload}, {seeds} seeds\n\n{table(results)}")
+        draw(
+            results,
+            f"{workload}: mean and standard error over {seeds} seeds",
+            HERE / f"{workload}-robustness.png",
+        )
+    (HERE / "robustness.md").write_text("\n".join(parts))
+    print("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
