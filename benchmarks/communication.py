@@ -42,12 +42,9 @@ def all_reduce_bytes(hlo: str) -> int:
         for line in bodies[name][1].splitlines():
             if match := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
                 total += sum(size(*shape) for shape in SHAPE.findall(match[1]))
-            elif match := re.search(r" while\(.*body=%?([\w.-]+)", line):
+            elif match := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
                 rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                inside = count(match[1])
-                if inside and not rounds:
-                    raise ValueError(f"an all-reduce in a loop of unknown length: {line.strip()}")
-                total += inside * int(rounds[1] if rounds else 0)
+                total += count(match[2]) * int(rounds[1] if rounds else runs_once(match[1]))
             elif match := re.search(r" (?:call|fusion)\(.*(?:to_apply|calls)=%?([\w.-]+)", line):
                 total += count(match[1])
             elif " conditional(" in line:
@@ -56,6 +53,12 @@ def all_reduce_bytes(hlo: str) -> int:
                 branches += re.findall(r"[\w.-]+", listed[1]) if listed else []
                 total += max(map(count, branches))  # the branch in which they meet
         return total
+
+    def runs_once(condition: str) -> bool:
+        """A loop of no or one round: its condition is a boolean that it carries along."""
+        if not re.search(r"ROOT [^\n]*= pred\[\] get-tuple-element\(", bodies[condition][1]):
+            raise ValueError(f"a loop of unknown length: {bodies[condition][1]}")
+        return True  # the round in which devices meet
 
     (entry,) = (name for name, (is_entry, _) in bodies.items() if is_entry)
     return count(entry)
@@ -96,7 +99,7 @@ def entropic_step(tx: Any, params: Any, state: Any, batches: jax.Array) -> Any:
 
 
 def streaming_step(tx: Any, params: Any, state: Any, batches: jax.Array) -> Any:
-    """One gradient; every L-th of these steps goes through the branch that is counted."""
+    """One gradient; every L-th of these steps takes the round that is counted."""
     updates, state = tx.update(jax.grad(loss)(params, batches[0]), state, params)
     return optax.apply_updates(params, updates), state
 
