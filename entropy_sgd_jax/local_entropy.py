@@ -136,40 +136,15 @@ class LocalEntropy:
         _checks.bound("batch_axis_name", self.batch_axis_name)
         _checks.one_gradient(batches)
         grads = self._incoming(grads, params)
-        left = state.langevin_iterate
-        iterate = jax.tree.map(_trees.follow, params, left, left)
-        # Without x′: carried through a loop, it would have to be a copy of `params`.
-        chain = Chain(None, state.langevin_average, state.inner_state, state.diagnostics)
-
-        def begin(known: tuple[optax.Params, Chain]) -> tuple[optax.Params, Chain]:
-            x = jax.tree.map(_trees.follow, params, left, known[0])
-            return x, self._start(self._accumulators(x), state)._replace(iterate=None)
-
-        first = state.inner_count == 0
-        x, chain = _trees.unless(first, (state.anchor, chain), begin)
+        x, chain = self._resume(params, state)
         anchor = self._accumulators(x)
-        chain = chain._replace(iterate=_trees.where(first, anchor, iterate))
 
         key = _first(self._step_keys(state, state.inner_count[None]))
         noise = _noise.draw(self.noise, key, anchor)
         loss = self._incoming_loss(extra_args)
         chain = self._step(chain, anchor, state.count, state.inner_count, noise, grads, loss)
-        finite = _trees.all_finite(chain.iterate)
-        record = chain.record
+        finite, record = _trees.all_finite(chain.iterate), chain.record
         chain = _trees.unless(~finite, chain, lambda _: self._afresh(anchor, state, record))
-
-        def move_anchor(kept: EntropicState) -> EntropicState:
-            x = kept.anchor
-            chain = Chain(
-                kept.langevin_iterate, kept.langevin_average, kept.inner_state, kept.diagnostics
-            )
-            updates, moved = self._descend(chain, self._accumulators(x), x, kept, extra_args)
-            new = optax.apply_updates(x, updates)
-            landed = self._accumulators(jax.tree.map(_trees.landing, params, new))
-            return moved._replace(
-                langevin_iterate=landed, anchor=new, inner_count=0 * kept.inner_count
-            )
-
         kept = state._replace(
             langevin_iterate=chain.iterate,
             langevin_average=chain.average,
@@ -178,12 +153,12 @@ class LocalEntropy:
             inner_count=state.inner_count + 1,
             diagnostics=chain.record,
         )
+
         last = state.inner_count == self.inner_steps - 1
-        state = _trees.unless(last, kept, move_anchor)
+        state = _trees.unless(last, kept, lambda kept: self._move(kept, params, extra_args))
         iterate = _trees.cast_like(state.langevin_iterate, params)
-        return jax.tree.map(
-            lambda x, y, param: jnp.where(last, x, y) - param, state.anchor, iterate, params
-        ), state
+        target = _trees.where(last, state.anchor, iterate)
+        return jax.tree.map(jnp.subtract, target, params), state
 
     def base_alone(
         self,
@@ -201,6 +176,34 @@ class LocalEntropy:
         )
         count = optax.safe_increment(state.count)
         return updates, state._replace(count=count, base_state=base_state)
+
+    def _resume(self, params: optax.Params, state: EntropicState) -> tuple[optax.Params, Chain]:
+        """x, and the chain as the last update left it; at a cycle's start a new one."""
+        left = state.langevin_iterate
+        iterate = jax.tree.map(_trees.follow, params, left, left)
+        # Without x′: carried through a loop, it would have to be a copy of `params`.
+        chain = Chain(None, state.langevin_average, state.inner_state, state.diagnostics)
+
+        def begin(known: tuple[optax.Params, Chain]) -> tuple[optax.Params, Chain]:
+            x = jax.tree.map(_trees.follow, params, left, known[0])
+            return x, self._start(self._accumulators(x), state)._replace(iterate=None)
+
+        first = state.inner_count == 0
+        x, chain = _trees.unless(first, (state.anchor, chain), begin)
+        return x, chain._replace(iterate=_trees.where(first, self._accumulators(x), iterate))
+
+    def _move(
+        self, kept: EntropicState, params: optax.Params, extra_args: dict[str, Any]
+    ) -> EntropicState:
+        """The end of a cycle: x moves, and x′ is where `params` will land beside it."""
+        x = kept.anchor
+        chain = Chain(
+            kept.langevin_iterate, kept.langevin_average, kept.inner_state, kept.diagnostics
+        )
+        updates, moved = self._descend(chain, self._accumulators(x), x, kept, extra_args)
+        new = optax.apply_updates(x, updates)
+        landed = self._accumulators(jax.tree.map(_trees.landing, params, new))
+        return moved._replace(langevin_iterate=landed, anchor=new, inner_count=0 * kept.inner_count)
 
     def _start(self, anchor: optax.Params, state: EntropicState) -> Chain:
         """x′, μ ← x."""
