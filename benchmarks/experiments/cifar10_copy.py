@@ -1,8 +1,8 @@
-"""Turns the lossy copy of CIFAR-10 in `shared/data` into the official binary files.
+"""Turns a lossy copy of CIFAR-10, one AVIF mosaic for each batch, into the official binary files.
 
     python benchmarks/experiments/cifar10_copy.py COPY OUT
 
-Results on them must be labelled "CIFAR-10, lossy copy". Needs Pillow 11.3 or newer.
+COPY has `data_batch_1.avif`, `data_batch_1_labels.npy` and so on. Results on them must be labelled "CIFAR-10, lossy copy". Needs Pillow 11.3 or newer.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def noisy(weights: list[jax.Array], strength: Any, key: jax.Array) -> list[jax.A
 def pruned(weights: list[jax.Array], percent: Any, key: jax.Array) -> list[jax.Array]:
     """The smallest weights of the network, so many percent of all, are zero."""
     sizes = jnp.sort(jnp.concatenate([jnp.abs(w).ravel() for w in weights]))
-    least = sizes[jnp.minimum((percent / 100 * sizes.size).astype(int), sizes.size - 1)]
+    count = jnp.round(percent / 100 * sizes.size).astype(int)
+    least = sizes[jnp.minimum(count, sizes.size - 1)]
     return [jnp.where(jnp.abs(w) < least, 0, w) for w in weights]
 
 
