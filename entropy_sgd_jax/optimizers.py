@@ -74,9 +74,9 @@ def entropic(
     trajectory, noise included.
 
     Cost of one update: L gradient evaluations, as many as L steps of plain SGD. Memory: x′ and μ
-    in the accumulator's dtype, with those two carried through the scan beside x and the state of
-    ``inner_transform``, which the state keeps too; in streaming mode x besides. Nothing grows with
-    L but ``batches``.
+    in the accumulator's dtype, and the state of ``inner_transform``; in streaming mode x besides.
+    With donated arguments they change in place, beside a gradient and, in scan mode, a copy of x.
+    Nothing grows with L but ``batches``.
 
     Always call ``update`` under ``jax.jit``: outside, every call compiles the scan anew.
 

@@ -2,7 +2,8 @@
 
     python benchmarks/experiments/cifar10_copy.py COPY OUT
 
-COPY has `data_batch_1.avif`, `data_batch_1_labels.npy` and so on. Results on them must be labelled "CIFAR-10, lossy copy". Needs Pillow 11.3 or newer.
+COPY has `data_batch_1.avif`, `data_batch_1_labels.npy` and so on. Results on them must be labelled
+"CIFAR-10, lossy copy". Needs Pillow 11.3 or newer.
 """
 
 from __future__ import annotations
