@@ -202,10 +202,11 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=("mnistfc", "lenet"), default=["lenet"])
     parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
     parser.add_argument("--seeds", type=int, help="default 5")
+    parser.add_argument("--tuning", type=pathlib.Path, default=HERE / "tuning.json")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "robustness.json")
     parser.add_argument("--table", action="store_true", help="only the table and figures")
     options = parser.parse_args()
-    options.tuning = HERE / "tuning.json"
-    path = HERE / "robustness.json"
+    path = options.out
     known = json.loads(path.read_text()) if path.exists() else {}
     todo = [] if options.table else itertools.product(options.workloads, options.optimizers)
     for workload, optimizer in track(list(todo), "training"):
@@ -215,14 +216,11 @@ def main() -> None:
             path.write_text(json.dumps(known, indent=1) + "\n")
     parts = []
     for workload, results in known.items():
-        seeds = len(results["sgd"]["test error"])
-        parts.append(f"{workload}, {seeds} seeds\n\n{table(results)}")
-        draw(
-            results,
-            f"{workload}: mean and standard error over {seeds} seeds",
-            HERE / f"{workload}-robustness.png",
-        )
-    (HERE / "robustness.md").write_text("\n".join(parts))
+        seeds = len(next(iter(results.values()))["test error"])
+        title = f"{workload}, mean and standard error over {seeds} seeds"
+        parts.append(f"{title}\n\n{table(results)}")
+        draw(results, title, path.with_name(f"{workload}-robustness.png"))
+    path.with_suffix(".md").write_text("\n".join(parts))
     print("\n".join(parts))
 
 
