@@ -286,12 +286,19 @@ class LocalEntropy:
             record = record if self.streaming else record._replace(first_gradient=None)
         updates = _trees.cast_like(updates, params)
         finite = sound = _trees.all_finite(updates)
-        if not self.reset_inner_state:  # the base optimizer may hide what would live on in D
+        if not (self.streaming or self.reset_inner_state):
+            # The base optimizer may hide what would live on in D; a streamed step has looked.
             sound = finite & _trees.all_finite(chain.iterate)
         chain = chain._replace(record=None)
-        taken, chain = _trees.unless(
-            ~sound, (finite | True, chain), lambda _: (finite, self._afresh(anchor, state, None))
-        )
+        # Streaming starts x′ and μ anew in any case, as the next cycle begins.
+        lost = chain.inner_state if self.streaming else chain
+
+        def refuse(_: Any) -> tuple[chex.Array, Any]:
+            fresh = self._afresh(anchor, state, None)
+            return finite, fresh.inner_state if self.streaming else fresh
+
+        taken, lost = _trees.unless(~sound, (finite | True, lost), refuse)
+        chain = chain._replace(inner_state=lost) if self.streaming else lost
         return _trees.where(taken, updates, _trees.zeros_like(updates)), state._replace(
             count=optax.safe_increment(state.count),
             langevin_iterate=chain.iterate,
