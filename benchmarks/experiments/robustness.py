@@ -25,6 +25,7 @@ import run as runs
 import tune  # also finds the examples
 from jax import lax
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from rich.progress import track
 
 import evaluation
@@ -188,6 +189,9 @@ def draw(results: dict[str, dict[str, Any]], title: str, path: pathlib.Path) -> 
             errors = np.array(values[name]).T
             report.draw_band(axes, train.NAMES[optimizer], damage.values, errors)
         axes.set(xlabel=damage.label, ylabel="test error (%)", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.25)
         if name == "rounding":
             axes.invert_xaxis()
