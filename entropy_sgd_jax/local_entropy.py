@@ -95,15 +95,15 @@ class LocalEntropy:
         anchor = self._accumulators(params)
         chain = self._start(anchor, state)
         keys = self._step_keys(state, jnp.arange(self.inner_steps))
-        noise = _noise.prepare(self.noise, keys, anchor)
+        rows, noise = _noise.prepare(self.noise, keys, anchor)
         first_loss = self._incoming_loss(extra_args)
         if grads is not None:  # spent as the first Langevin gradient
             grads = self._incoming(grads, params)
-            first = noise(_first(keys))
+            first = noise(_first(rows))
             chain = self._step(chain, anchor, state.count, 0, first, grads, first_loss)
 
         def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
-            call, key, batch = inputs
+            call, row, batch = inputs
             point = _trees.cast_like(chain.iterate, params)
             loss, grads = _collectives.mean(
                 evaluate(self._local(point), call if batches is None else batch),
@@ -111,12 +111,12 @@ class LocalEntropy:
             )
             step = call + (self.inner_steps - calls)
             losses = call if first_loss is None else step
-            chain = self._step(chain, anchor, state.count, step, noise(key), grads, loss, losses)
+            chain = self._step(chain, anchor, state.count, step, noise(row), grads, loss, losses)
             return chain, None
 
         if calls:
-            keys = jax.tree.map(lambda rows: rows[-calls:], keys)
-            chain, _ = lax.scan(body, chain, (jnp.arange(calls), keys, batches))
+            rows = jax.tree.map(lambda rows: rows[-calls:], rows)
+            chain, _ = lax.scan(body, chain, (jnp.arange(calls), rows, batches))
         return self._descend(chain, anchor, params, state, extra_args)
 
     def stream(

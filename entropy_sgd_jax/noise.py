@@ -29,6 +29,8 @@ _FEW = 8
 # Words that serve several steps are kept for leaves of at most this many elements. Several cores
 # hash larger ones at once, which costs less than to read the words. At least _SMALL.
 _KEPT = 1 << 14
+# The noise of all steps of a loop is drawn before it where it is at most so many numbers, 1 MiB.
+_AHEAD = 1 << 18
 
 
 def typed_key(key: Any) -> chex.PRNGKey:
@@ -85,14 +87,24 @@ def step_keys(name: str, key: chex.PRNGKey, count: chex.Numeric, steps: chex.Arr
 
 def prepare(
     name: str, keys: StepKey | None, like: optax.Params
-) -> Callable[[StepKey | None], optax.Params]:
-    """`draw` for the steps of one loop, from `keys`, with what they share drawn ahead."""
+) -> tuple[Any, Callable[[Any], optax.Params]]:
+    """For the steps of one loop, with a row of `keys` each: their rows, and the noise of a row.
+
+    What the steps share is drawn ahead. So is all noise of a small tree, at most `_AHEAD` numbers:
+    drawn step by step, a leaf of a thousand elements is enough for XLA to start other cores, which
+    takes longer on CPU than its noise.
+    """
+    steps, shapes = 0 if keys is None else len(keys.words), _shapes(like)
+    shared, alone = SOURCES[name].steps, _alone(shapes)
+    if keys is None or steps == 1:
+        return keys, lambda key: draw(name, key, like)
+    if shared == 1 and len(alone) == len(shapes) and steps * _size(shapes) <= _AHEAD:
+        return jax.vmap(lambda key: draw(name, key, like))(keys), lambda noise: noise
     ahead = {}
-    if keys is not None and 1 < len(keys.words) <= SOURCES[name].steps:  # all share one word
-        shapes = _shapes(like)
-        kept = [i for i in _alone(shapes) if math.prod(shapes[i]) <= _KEPT]
+    if steps <= shared:  # all share one word
+        kept = [i for i in alone if math.prod(shapes[i]) <= _KEPT]
         ahead = _draw_leaves(lambda words: words, keys.words[0], shapes, kept)
-    return lambda key: draw(name, key, like, ahead)
+    return keys, lambda key: draw(name, key, like, ahead)
 
 
 def draw(
@@ -129,6 +141,10 @@ def _shapes(tree: Any) -> Shapes:
     return [leaf.shape for leaf in jax.tree.leaves(tree)]
 
 
+def _size(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes))
+
+
 def _draw_leaves(
     transform: Transform, key: chex.Array, shapes: Shapes, places: list[int]
 ) -> dict[int, chex.Array]:
@@ -136,7 +152,7 @@ def _draw_leaves(
     starts, alone = _first_numbers(shapes), set(_alone(shapes))
     drawn = {i: transform(_words(starts[i], shapes[i], key)) for i in places if i in alone}
     if pooled := [i for i in places if i not in alone]:
-        pool = _pool(transform, sum(math.prod(shapes[i]) for i in pooled), key)
+        pool = _pool(transform, _size([shapes[i] for i in pooled]), key)
     for i in pooled:
         # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
         # leaves once if they differ in nothing but their operands.

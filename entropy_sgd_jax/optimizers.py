@@ -76,7 +76,7 @@ def entropic(
     Cost of one update: L gradient evaluations, as many as L steps of plain SGD. Memory: x′ and μ
     in the accumulator's dtype, and the state of ``inner_transform``; in streaming mode x besides.
     With donated arguments they change in place, beside a gradient and, in scan mode, a copy of x.
-    Nothing grows with L but ``batches``.
+    Nothing grows with L but ``batches``, and for small networks up to 1 MiB of noise.
 
     Always call ``update`` under ``jax.jit``: outside, every call compiles the scan anew.
 

@@ -149,17 +149,27 @@ def test_the_signs_that_share_a_word_are_independent():
 @pytest.mark.parametrize("few", [0, 8])
 @pytest.mark.parametrize("kept", [0, 5000, 1 << 14])
 @pytest.mark.parametrize("steps", [1, 5, 32, 33])
-def test_what_is_drawn_ahead_is_what_each_step_draws(few, kept, steps, monkeypatch):
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_is_drawn_ahead_is_what_each_step_draws(source, few, kept, steps, monkeypatch):
     monkeypatch.setattr(noise, "_FEW", few)
     monkeypatch.setattr(noise, "_KEPT", kept)
-    keys = keys_of("rademacher", 2, steps)
+    monkeypatch.setattr(noise, "_AHEAD", 100 * kept)
+    keys = keys_of(source, 2, steps)
 
-    def loop(draw):
-        return jax.jit(lambda keys: jax.lax.map(draw(keys), keys))(keys)
+    def prepared(keys):
+        rows, draw = noise.prepare(source, keys, TREE)
+        return jax.lax.map(draw, rows)
 
-    ahead = loop(lambda keys: noise.prepare("rademacher", keys, TREE))
-    alone = loop(lambda _: lambda key: noise.draw("rademacher", key, TREE))
-    assert_same(ahead, alone, exact=True)
+    ahead = jax.jit(prepared)(keys)
+    alone = jax.jit(lambda keys: jax.lax.map(lambda key: noise.draw(source, key, TREE), keys))(keys)
+    assert_same(ahead, alone, exact=source == "rademacher")
+
+
+def test_only_a_small_tree_s_noise_is_drawn_ahead() -> None:
+    """The rows of a larger one are keys, however many steps there are."""
+    for size, steps, ahead in [(1000, 20, True), (1000, 300, False), (1 << 20, 2, False)]:
+        rows, _ = noise.prepare("gaussian", keys_of("gaussian", 0, steps), jnp.zeros(size))
+        assert isinstance(rows, jax.Array) == ahead
 
 
 def test_keys_do_not_shift_one_sequence():
