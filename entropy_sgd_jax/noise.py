@@ -98,13 +98,13 @@ def prepare(
     shared, alone = SOURCES[name].steps, _alone(shapes)
     if keys is None or steps == 1:
         return keys, lambda key: draw(name, key, like)
-    if shared == 1 and len(alone) == len(shapes) and steps * _size(shapes) <= _AHEAD:
-        return jax.vmap(lambda key: draw(name, key, like))(keys), lambda noise: noise
-    ahead = {}
     if steps <= shared:  # all share one word
         kept = [i for i in alone if math.prod(shapes[i]) <= _KEPT]
         ahead = _draw_leaves(lambda words: words, keys.words[0], shapes, kept)
-    return keys, lambda key: draw(name, key, like, ahead)
+        return keys, lambda key: draw(name, key, like, ahead)
+    if len(alone) == len(shapes) and steps * _size(shapes) <= _AHEAD:
+        return jax.vmap(lambda key: draw(name, key, like))(keys), lambda noise: noise
+    return keys, lambda key: draw(name, key, like)
 
 
 def draw(
