@@ -44,7 +44,8 @@ def all_reduce_bytes(hlo: str) -> int:
                 total += sum(size(*shape) for shape in SHAPE.findall(match[1]))
             elif match := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
                 rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                total += count(match[2]) * int(rounds[1] if rounds else runs_once(match[1]))
+                if inside := count(match[2]):
+                    total += inside * int(rounds[1] if rounds else runs_once(match[1]))
             elif match := re.search(r" (?:call|fusion)\(.*(?:to_apply|calls)=%?([\w.-]+)", line):
                 total += count(match[1])
             elif " conditional(" in line:
@@ -57,7 +58,7 @@ def all_reduce_bytes(hlo: str) -> int:
     def runs_once(condition: str) -> bool:
         """A loop of no or one round: its condition is a boolean that it carries along."""
         if not re.search(r"ROOT [^\n]*= pred\[\] get-tuple-element\(", bodies[condition][1]):
-            raise ValueError(f"a loop of unknown length: {bodies[condition][1]}")
+            raise ValueError(f"an all-reduce in a loop of unknown length: {bodies[condition][1]}")
         return True  # the round in which devices meet
 
     (entry,) = (name for name, (is_entry, _) in bodies.items() if is_entry)

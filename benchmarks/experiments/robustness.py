@@ -92,12 +92,11 @@ def damaged(damage: Damage, params: Any, value: Any, key: jax.Array) -> Any:
     return jax.tree.unflatten(treedef, leaves)
 
 
-def logits_of(model: Model, params: Any, data: Dataset) -> jax.Array:
-    """Of all test examples, a chunk at a time."""
-    statistics = model.statistics(params, evaluation.statistics_batches(data.train_inputs))
-    chunks = data.test_inputs.reshape(-1, CHUNK, *data.test_inputs.shape[1:])
-    logits = lax.map(lambda inputs: model.logits(params, statistics, inputs), chunks)
-    return logits.reshape(len(data.test_inputs), -1)
+def logits_of(model: Model, params: Any, statistics: Any, inputs: jax.Array) -> jax.Array:
+    """Of all examples, a chunk at a time, where `evaluation.judge` gives their sums alone."""
+    chunks = inputs.reshape(-1, CHUNK, *inputs.shape[1:])
+    logits = lax.map(lambda chunk: model.logits(params, statistics, chunk), chunks)
+    return logits.reshape(len(inputs), -1)
 
 
 def calibration_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -112,16 +111,17 @@ def calibration_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=0)
 def measure(model: Model, params: Any, data: Dataset) -> dict[str, Any]:
     """What one solution bears; errors in percent, one for each value of a damage."""
-    labels = data.test_labels
+    labels, batches = data.test_labels, evaluation.statistics_batches(data.train_inputs)
 
     def error(damage: Damage, value: Any) -> jax.Array:
         def of_draw(key: jax.Array) -> jax.Array:
-            logits = logits_of(model, damaged(damage, params, value, key), data)
-            return 100 * (logits.argmax(-1) != labels).mean()
+            worse = damaged(damage, params, value, key)
+            statistics = model.statistics(worse, batches)
+            return 100 * evaluation.judge(model, worse, statistics, data.test_inputs, labels)[1]
 
         return lax.map(of_draw, jax.random.split(jax.random.key(0), damage.draws)).mean()
 
-    logits = logits_of(model, params, data)
+    logits = logits_of(model, params, model.statistics(params, batches), data.test_inputs)
     return {
         "test error": 100 * (logits.argmax(-1) != labels).mean(),
         "test loss": evaluation.cross_entropies(logits, labels).mean(),
@@ -210,6 +210,10 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "robustness.json")
     parser.add_argument("--table", action="store_true", help="only the table and figures")
     options = parser.parse_args()
+    if options.data_dir is None and not options.table:
+        parser.error("--data-dir DIR is needed, the folder that has mnist/; or --table")
+    if options.seeds is not None and options.seeds < 2:
+        parser.error(f"--seeds {options.seeds}: at least 2, whose answers are compared")
     path = options.out
     known = json.loads(path.read_text()) if path.exists() else {}
     todo = [] if options.table else itertools.product(options.workloads, options.optimizers)

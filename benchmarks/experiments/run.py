@@ -153,6 +153,8 @@ def main() -> None:
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--table", action="store_true", help="only the table and figures")
     options = parser.parse_args()
+    if options.data_dir is None and not options.table:
+        parser.error("--data-dir DIR is needed, the folder that has mnist/ and text/; or --table")
     for workload, variant, optimizer in itertools.product(
         options.workloads, options.variants, options.optimizers
     ):
