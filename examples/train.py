@@ -51,10 +51,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="train.py", description=__doc__.splitlines()[0])
     parser.add_argument("workload", choices=workloads.NAMES)
     parser.add_argument("--optimizer", choices=contestants.RECIPES, default="entropy_sgd")
-    parser.add_argument("--seeds", type=settings.positive, default=1, help="trained together")
+    parser.add_argument("--seeds", type=settings.positive, default=1, help="how many networks (default 1)")
     parser.add_argument(
-        "--one-by-one", action="store_true", help="train the seeds in turn, in the memory of one"
-    )
+        "--one-by-one", action=argparse.BooleanOptionalAction,
+        help="train the seeds in turn, in the memory of one (default: what suits a CPU)",
+    )  # fmt: skip
     parser.add_argument("--out", help="folder of the results (default runs/WORKLOAD-OPTIMIZER)")
     parser.add_argument(
         "--measurements", type=settings.positive, default=20, help="at most so many (default 20)"
@@ -152,7 +153,8 @@ def describe(options: argparse.Namespace, run: Run) -> dict[str, Any]:
 
 
 def one_by_one(options: argparse.Namespace, run: Run) -> bool:
-    return options.one_by_one or not run.workload.together
+    given = options.one_by_one
+    return run.workload.one_by_one if given is None else given
 
 
 def make_folder(options: argparse.Namespace) -> pathlib.Path:

@@ -162,8 +162,8 @@ def test_other_settings_do_not_continue_a_training(data, tmp_path):
 
 def test_seeds_one_by_one_train_as_together(data, tmp_path):
     ends = [
-        run("mnistfc", "entropy_sgd", data, tmp_path / name, "--seeds", "2", *more)[-1]
-        for name, more in (("together", ()), ("in turn", ("--one-by-one",)))
+        run("mnistfc", "entropy_sgd", data, tmp_path / flag, "--seeds", "2", flag)[-1]
+        for flag in ("--one-by-one", "--no-one-by-one")
     ]
     np.testing.assert_allclose(ends[0]["test_loss"], ends[1]["test_loss"], rtol=1e-4)
 

@@ -34,7 +34,7 @@ class Workload(NamedTuple):
     settings: dict[str, Settings]  # by optimizer
     source: str | None = None  # in `download.SOURCES`; None where no file is needed
     score: str = "error"  # in `report.SCORES`
-    together: bool = True  # whether the seeds train side by side, in the memory of all
+    one_by_one: bool = False  # whether the seeds train in turn, in the memory of one
 
 
 # All ours, but for Parle's, which are its authors' code, and SNOO's outer rate, which is DiLoCo's.

@@ -112,5 +112,5 @@ WORKLOAD = Workload(
         sam=SGD,  # ours
     ),
     source="cifar10",
-    together=False,
+    one_by_one=True,
 )

@@ -60,4 +60,5 @@ WORKLOAD = Workload(
         adam=ADAM,
     ),
     source="mnist",
+    one_by_one=True,  # 2.6 times as fast on a CPU, whose cache holds the patches of one seed
 )

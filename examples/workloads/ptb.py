@@ -104,5 +104,5 @@ WORKLOAD = Workload(
     ),
     source="ptb",
     score="perplexity",
-    together=False,
+    one_by_one=True,
 )
