@@ -51,7 +51,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="train.py", description=__doc__.splitlines()[0])
     parser.add_argument("workload", choices=workloads.NAMES)
     parser.add_argument("--optimizer", choices=contestants.RECIPES, default="entropy_sgd")
-    parser.add_argument("--seeds", type=settings.positive, default=1, help="how many networks (default 1)")
+    parser.add_argument(
+        "--seeds", type=settings.positive, default=1, help="how many networks (default 1)"
+    )
     parser.add_argument(
         "--one-by-one", action=argparse.BooleanOptionalAction,
         help="train the seeds in turn, in the memory of one (default: what suits a CPU)",
