@@ -96,11 +96,13 @@ class LastState:
 
 
 def train_to_the_end(
-    contestant: Contestant, model: Model, dataset: Dataset, budget: Budget, seeds: int
+    contestant: Contestant, model: Model, dataset: Dataset, budget: Budget, seeds: int, **how: Any
 ) -> tuple[Any, Measurement]:
-    """The parameters to evaluate, with a leading axis of seeds, and what is known of them."""
+    """The parameters to evaluate, with a leading axis of seeds, and what is known of them; `how`
+    is what else `train` takes.
+    """
     last = LastState()
-    for measurement in train(contestant, model, dataset, budget, seeds, last):  # noqa: B007
+    for measurement in train(contestant, model, dataset, budget, seeds, last, **how):  # noqa: B007
         pass
     return jax.vmap(contestant.reported)(last.trained[0]), measurement
 

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from errors import InputError, OneLineParser, one_line_errors
@@ -159,6 +160,10 @@ def one_by_one(options: argparse.Namespace, run: Run) -> bool:
     return run.workload.one_by_one if given is None else given
 
 
+def map_seeds(options: argparse.Namespace, run: Run) -> Callable[..., Any]:
+    return training.one_by_one if one_by_one(options, run) else jax.vmap
+
+
 def make_folder(options: argparse.Namespace) -> pathlib.Path:
     folder = pathlib.Path(options.out or f"runs/{options.workload}-{options.optimizer}")
     try:
@@ -174,14 +179,13 @@ def main(arguments: list[str] | None = None) -> None:
     run = prepare(options)
     configuration = describe(options, run)
     console = Console()
-    map_seeds = training.one_by_one if configuration["one_by_one"] else jax.vmap
     with (
         Checkpoints(folder / "checkpoints", configuration) as checkpoints,
         report.progress_bar(console) as progress,
     ):
         measurements = training.train(
             run.contestant, run.model, run.dataset, run.budget, options.seeds, checkpoints,
-            map_seeds,
+            map_seeds(options, run),
         )  # fmt: skip
         logged = logs.Log(folder, configuration).follow(measurements)
         for _ in report.follow(progress, NAMES[options.optimizer], run.budget, logged):

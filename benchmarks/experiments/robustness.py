@@ -144,8 +144,9 @@ def compete(flags: list[str]) -> dict[str, Any]:
     options = train.parse_arguments(flags)
     run = train.prepare(options)
     params, last = train_to_the_end(
-        run.contestant, run.model, run.dataset, run.budget, options.seeds
-    )
+        run.contestant, run.model, run.dataset, run.budget, options.seeds,
+        map_seeds=train.map_seeds(options, run),
+    )  # fmt: skip
     data = jax.device_put(run.dataset)
     each = [
         jax.device_get(measure(run.model, jax.tree.map(lambda x: x[seed], params), data))  # noqa: B023

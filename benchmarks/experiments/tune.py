@@ -209,8 +209,10 @@ def try_setting(flags: list[str], score: report.Score) -> dict[str, Any]:
     """Trains, and returns the last scores and losses of all seeds."""
     options = train.parse_arguments(flags)
     run, began = train.prepare(options), time.perf_counter()
-    measurements = training.train(run.contestant, run.model, run.dataset, run.budget, options.seeds)
-    *_, last = measurements
+    *_, last = training.train(
+        run.contestant, run.model, run.dataset, run.budget, options.seeds,
+        map_seeds=train.map_seeds(options, run),
+    )  # fmt: skip
     return {
         "scores": score.of(last).tolist(),
         "train_loss": last.train_loss.tolist(),
