@@ -221,7 +221,8 @@ def main() -> None:
     for workload, optimizer in track(list(todo), "training"):
         done = known.setdefault(workload, {})
         if optimizer not in done:
-            done[optimizer] = compete(runs.command(workload, "tuned", optimizer, options))
+            flags = runs.command(workload, "tuned", optimizer, options)
+            done[optimizer] = compete([*flags, "--measurements", "1"])
             path.write_text(json.dumps(known, indent=1) + "\n")
     parts = []
     for workload, results in known.items():
