@@ -93,15 +93,31 @@ DIGITS: dict[str, list[dict[str, tuple]]] = {
 }
 # The pixels of MNIST are larger, and so are gradients.
 MNIST: dict[str, list[dict[str, tuple]]] = {
-    "sgd": [{"learning_rate": (0.005, 0.015, 0.05), "momentum": (0.8, 0.9), **DECAY}],
-    "adam": [{"learning_rate": (1e-3, 3e-3, 0.01), "b1": (0.8, 0.9), **DECAY}],
-    "sam": [{"learning_rate": (0.005, 0.015, 0.05), "rho": (0.05, 0.15), **DECAY}],
+    "sgd": [
+        {"learning_rate": (0.005, 0.015, 0.05), "momentum": (0.8, 0.9), **DECAY},
+        {"learning_rate": (0.04, 0.06, 0.08), "momentum": (0.9, 0.95), **MORE_DECAY},
+    ],
+    "adam": [
+        {"learning_rate": (1e-3, 3e-3, 0.01), "b1": (0.8, 0.9), **DECAY},
+        {"learning_rate": (6e-3, 0.012, 0.02), "b1": (0.8, 0.9), **MORE_DECAY},
+    ],
+    "sam": [
+        {"learning_rate": (0.005, 0.015, 0.05), "rho": (0.05, 0.15), **DECAY},
+        {"learning_rate": (0.04, 0.06, 0.08), "rho": (0.03, 0.06), **MORE_DECAY},
+    ],
     "entropy_sgd": [
         {
             "inner_learning_rate": (0.005, 0.015, 0.05),
             "momentum": (0.0, 0.5),
             "scope": (1.0,),
             **DECAY,
+            **ALONE,
+        },
+        {
+            "inner_learning_rate": (0.04, 0.06, 0.08),
+            "momentum": (0.5, 0.7),
+            "scope": (1.0,),
+            **MORE_DECAY,
             **ALONE,
         },
     ],
@@ -113,12 +129,24 @@ MNIST: dict[str, list[dict[str, tuple]]] = {
             **DECAY,
             **ALONE,
         },
+        {
+            "learning_rate": (3e-3, 6e-3, 0.01),
+            "inner_learning_rate": (0.06, 0.1),
+            "scope": (1.0,),
+            **DECAY,
+        },
     ],
     "snoo": [
         {
             "inner_learning_rate": (1e-3, 3e-3, 0.01),
             "momentum": (0.3, 0.6),
             "weight_decay": (0.0, 0.1),
+            **ALONE,
+        },
+        {
+            "inner_learning_rate": (4e-3, 7e-3, 0.012),
+            "momentum": (0.3, 0.6),
+            "weight_decay": (0.3, 1.0),
             **ALONE,
         },
     ],
