@@ -81,3 +81,17 @@ def test_interval_of_a_paired_difference() -> None:
     """Of 1, 2, 3: mean 2, standard error 1/√3, and the quantile of Student's law 4.3027."""
     found = paired.difference(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]), ".2f")
     assert found == "+2.00 ± 2.48"
+
+
+def test_differences_are_taken_seed_by_seed():
+    def errors(less: float) -> dict[str, list[list[float]]]:
+        seeds = np.array([3.0, 8.0, 5.0])[:, None] - less
+        return {
+            name: (seeds + np.arange(len(damage.values))).tolist()
+            for name, damage in robustness.DAMAGES.items()
+        }
+
+    results = {"sgd": errors(0), "entropy_sgd": errors(1.5), "adam": errors(-0.25)}
+    header, _, *rows = robustness.comparison(results).splitlines()
+    assert header == "| Entropy-SGD's error less that of | SGD | Adam |"
+    assert [row.split(" | ")[1:] for row in rows] == [["-1.50 ± 0.00", "-1.75 ± 0.00 |"]] * 12

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import paired
 import run as runs
 import tune  # also finds the examples
 from jax import lax
@@ -183,6 +184,22 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def comparison(results: dict[str, dict[str, Any]]) -> str:
+    """Entropy-SGD's errors less the others', seed by seed, one row for each damage."""
+    others = [optimizer for optimizer in results if optimizer != "entropy_sgd"]
+    headings = ["Entropy-SGD's error less that of", *(train.NAMES[other] for other in others)]
+    rows = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    for name, damage in DAMAGES.items():
+        errors = {optimizer: np.array(values[name]) for optimizer, values in results.items()}
+        for index, value in enumerate(damage.values):
+            cells = [
+                paired.difference(errors["entropy_sgd"][:, index], errors[other][:, index], ".2f")
+                for other in others
+            ]
+            rows.append(f"| {damage.label} {value:g} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def draw(results: dict[str, dict[str, Any]], title: str, path: pathlib.Path) -> None:
     figure = Figure(figsize=(12, 4), layout="constrained")
     for axes, (name, damage) in zip(figure.subplots(1, 3), DAMAGES.items(), strict=True):
@@ -209,7 +226,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="default 5")
     parser.add_argument("--tuning", type=pathlib.Path, default=HERE / "tuning.json")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "robustness.json")
-    parser.add_argument("--table", action="store_true", help="only the table and figures")
+    parser.add_argument("--table", action="store_true", help="only the tables and figures")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="tables and figures without the first so many seeds"
+    )
     options = parser.parse_args()
     if options.data_dir is None and not options.table:
         parser.error("--data-dir DIR is needed, the folder that has mnist/; or --table")
@@ -225,12 +245,18 @@ def main() -> None:
             done[optimizer] = compete([*flags, "--measurements", "1"])
             path.write_text(json.dumps(known, indent=1) + "\n")
     parts = []
-    for workload, results in known.items():
+    for workload, everything in known.items():
+        results = {
+            optimizer: {name: kept[options.skip :] for name, kept in values.items()}
+            for optimizer, values in everything.items()
+        }
         seeds = len(next(iter(results.values()))["test error"])
         title = f"{workload}, mean and standard error over {seeds} seeds"
-        parts.append(f"{title}\n\n{table(results)}")
-        draw(results, title, path.with_name(f"{workload}-robustness.png"))
-    path.with_suffix(".md").write_text("\n".join(parts))
+        parts += [title, table(results)]
+        if "entropy_sgd" in results:
+            parts += ["Differences with their 95 % intervals", comparison(results)]
+        draw(results, title, path.with_name(f"{workload}-{path.stem}.png"))
+    path.with_suffix(".md").write_text("\n\n".join(parts))
     print("\n".join(parts))
 
 
