@@ -83,7 +83,7 @@ def test_interval_of_a_paired_difference() -> None:
     assert found == "+2.00 ± 2.48"
 
 
-def test_differences_are_taken_seed_by_seed():
+def test_differences_are_taken_seed_by_seed() -> None:
     def errors(less: float) -> dict[str, list[list[float]]]:
         seeds = np.array([3.0, 8.0, 5.0])[:, None] - less
         return {

@@ -14,6 +14,7 @@ from settings import Settings
 from workloads import Workload, for_each_optimizer
 from workloads.mnistfc import ADAM, ENTROPY, PAPER, load
 
+CHUNK = 100  # images evaluated at once; three times as fast on a CPU as 2,000, by its cache
 WIDTH = 20  # text: channels of the first convolution; then 50 channels and 500 units
 
 
@@ -47,7 +48,7 @@ class Network(nnx.Module):
 def make_model(settings: Settings, dataset: Dataset, classes: int) -> Model:
     """131,000 weights at the usual width."""
     width = settings.width or WIDTH
-    return pure(lambda rngs: Network(width, classes, settings.dropout, rngs))
+    return pure(lambda rngs: Network(width, classes, settings.dropout, rngs), CHUNK)
 
 
 WORKLOAD = Workload(
