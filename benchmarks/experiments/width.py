@@ -7,10 +7,10 @@ On the 8×8 digits, and with the folder of MNIST on 5,000 of its images. Every o
 settings in every condition, judged by images held out from training (256 and 5 seeds, of MNIST
 10,000 and 2 seeds, then the best three on 10 seeds, since at the highest rates some seeds diverge);
 the best one is judged by the test set (20 seeds), on digits after training on all of the training
-set. All spend about 1,000 gradient evaluations, SAM's second ones counted, and
-anneal along a cosine. Weight decay is one of the choices for all. An hour on one CPU core for the
-digits, another for MNIST; what is finished is kept in `width.json`, and the same command goes on.
-Writes `width.md`.
+set. All spend about 1,000 gradient evaluations, SAM's second ones counted, and anneal along a
+cosine. Weight decay is one of the choices for all. An hour on one CPU core for the digits, another
+for MNIST; what is finished is kept in `width.json`, and the same command goes on. Writes
+`width.md`.
 """
 
 from __future__ import annotations
