@@ -207,7 +207,7 @@ def draw(results: dict[str, dict[str, Any]], title: str, path: pathlib.Path) -> 
             errors = np.array(values[name]).T
             report.draw_band(axes, train.NAMES[optimizer], damage.values, errors)
         axes.set(xlabel=damage.label, ylabel="test error (%)", yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.25)
@@ -237,6 +237,12 @@ def main() -> None:
         parser.error(f"--seeds {options.seeds}: at least 2, whose answers are compared")
     path = options.out
     known = json.loads(path.read_text()) if path.exists() else {}
+    kept = {len(own["test error"]) for results in known.values() for own in results.values()}
+    wanted = kept if options.table else {options.seeds or 5}
+    if kept - wanted:
+        parser.error(f"--seeds {min(wanted)}: {path} has {min(kept)}; give that, or another --out")
+    if wanted and not 0 <= options.skip <= min(wanted) - 2:
+        parser.error(f"--skip {options.skip}: 0 to {min(wanted) - 2} allowed, to leave two seeds")
     todo = [] if options.table else itertools.product(options.workloads, options.optimizers)
     for workload, optimizer in track(list(todo), "training"):
         done = known.setdefault(workload, {})
@@ -247,7 +253,7 @@ def main() -> None:
     parts = []
     for workload, everything in known.items():
         results = {
-            optimizer: {name: kept[options.skip :] for name, kept in values.items()}
+            optimizer: {name: seeds[options.skip :] for name, seeds in values.items()}
             for optimizer, values in everything.items()
         }
         seeds = len(next(iter(results.values()))["test error"])

@@ -241,7 +241,7 @@ def row(condition: str, results: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/; without it, digits only")
     data, path = parser.parse_args().data_dir, HERE / "width.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     with Progress() as progress:
@@ -258,7 +258,11 @@ def main() -> None:
     names = [train.NAMES[name] for name in DIGITS]
     names += [f"{train.NAMES[name]} less the best baseline" for name in OURS]
     table = f"| condition | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}\n"
-    table += "".join(row(condition, results) for condition, results in known.items())
+    table += "".join(
+        row(condition, results)
+        for condition, results in known.items()
+        if all("test" in results.get(optimizer, {}) for optimizer in DIGITS)
+    )
     (HERE / "width.md").write_text(table)
     print(table)
 
