@@ -49,6 +49,7 @@ _ADVICE = {
     "`value_and_grad_fn` instead, and drop auxiliary outputs.",
     "value_and_grad_fn(params, batch)": "It must return the scalar loss and the gradients, without "
     "auxiliary outputs.",
+    "vector": "Build it with jax.tree.map over `params`.",
     "init_value": "The paper's are 1e-4 on MNIST and 0.03 on CIFAR-10.",
     "growth_rate": "The paper's is 0.001 for each outer step.",
     "max_value": "Parle's is 1.0; None for no ceiling.",

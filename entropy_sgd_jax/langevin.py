@@ -47,7 +47,8 @@ def langevin_step(
       The new x′ and the new μ.
     """
     step_size, scale, pull, weight = (
-        value if isinstance(value, int | float) else jnp.asarray(value, iterate.dtype)
+        # NumPy's float64 is a float too, but would widen the arithmetic.
+        float(value) if isinstance(value, int | float) else jnp.asarray(value, iterate.dtype)
         for value in (step_size, noise_scale, scope, averaging)
     )
     drift = direction if _is(pull, 0) else direction + pull * (iterate - anchor)

@@ -143,7 +143,9 @@ class LocalEntropy:
         noise = _noise.draw(self.noise, key, anchor)
         loss = self._incoming_loss(extra_args)
         chain = self._step(chain, anchor, state.count, state.inner_count, noise, grads, loss)
-        finite, record = _trees.all_finite(chain.iterate), chain.record
+        # In the dtype of `params`, which are x′: a float16 overflows before its accumulator does.
+        finite = _trees.all_finite(_trees.cast_like(chain.iterate, params))
+        record = chain.record
         chain = _trees.unless(~finite, chain, lambda _: self._afresh(anchor, state, record))
         kept = state._replace(
             langevin_iterate=chain.iterate,

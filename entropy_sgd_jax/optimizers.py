@@ -66,7 +66,8 @@ def entropic(
     ``grad_fn(params, batch)`` runs L − 1 times; with ``grads=None`` it runs L times. The leaves of
     ``batches`` have that number as leading axis. Without ``batches``, the second argument of
     ``grad_fn`` is the number of the call, from 0. ``value_and_grad_fn`` may stand in for
-    ``grad_fn``. ``params`` stays x: evaluate it, save it.
+    ``grad_fn``; its losses, and that of ``grads`` as ``value``, go to the diagnostics. ``params``
+    stays x: evaluate it, save it.
 
     **Streaming mode** (``streaming=True``) takes one Langevin step in each
     ``tx.update(grads, state, params)`` and moves x in every L-th: a drop-in for any training loop.
@@ -103,9 +104,10 @@ def entropic(
       noise_scale: ε, the thermal noise, at least 0; each step adds √η′·ε standard deviations. The
         Python number 0 leaves the noise out of the program.
       averaging: α, in [0, 1], the weight of the *newest* x′ in μ; 1 keeps the last x′.
-      inner_transform: D, an Optax transformation of the inner gradients to a direction: momentum,
-        clipping, weight decay, preconditioning, without a learning rate of its own. Its ``params``
-        are x′. None for the gradients as they are.
+      inner_transform: D, an Optax transformation of the inner gradients to a direction uphill:
+        momentum, clipping, weight decay, preconditioning, without a learning rate of its own (a
+        whole optimizer needs ``optax.scale(-1)`` after it). Its ``params`` are x′. None for the
+        gradients as they are.
       reset_inner_state: whether each update starts ``inner_transform`` afresh, as the paper's code
         does, or goes on with its state, as the authors' later code does, which trains faster.
       noise: "gaussian", or "rademacher": ±1, cheaper, and enough for the weak order of the scheme.
@@ -116,7 +118,8 @@ def entropic(
         gradients. Under ``jit`` with shardings nothing is needed. All devices draw the same noise.
       accumulator_dtype: dtype of x′, μ and the noise; None for the parameters', at least float32.
       diagnostics: whether to keep a record of each update, see ``entropic_diagnostics``.
-      key: seed of the noise: an int, a typed key or a legacy uint32 key.
+      key: seed of the noise: an int, a typed key or a legacy uint32 key. Groups of
+        ``optax.partition`` with one key draw the same noise.
 
     Returns:
       A transformation whose state is an ``EntropicState``. Updates have the parameters' structure,

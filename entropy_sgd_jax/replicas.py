@@ -388,8 +388,9 @@ def diloco(
     It is Entropy-SGD's loop without scope and noise, keeping the last x′ and the inner state:
     ``entropic(optax.chain(average_over_replicas(replica_axis_name), optax.sgd(learning_rate,
     momentum, nesterov)), averaging=1, scope=0, noise_scale=0, reset_inner_state=False, ...)``.
-    Without an axis, on one worker, it is SNOO. With ``optax.contrib.scale_by_muon()`` inside it is
-    MuLoCo, and with any direction inside and ``momentum=None`` it is Lookahead.
+    Without an axis, on one worker, it is SNOO. With Muon inside,
+    ``optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0))``, it is MuLoCo, and with any
+    direction inside and ``momentum=None`` it is Lookahead.
 
     Cost of an update: L gradient evaluations in each replica, and one all-reduce of the
     parameters, which is 1/L of data-parallel SGD's communication. In streaming mode the all-reduce
@@ -407,8 +408,9 @@ def diloco(
         for one worker.
       inner_steps: L, local steps per outer step: tens on one worker, 500 in DiLoCo.
       inner_learning_rate: of the local steps; a number or a schedule of the gradient evaluations.
-      inner_transform: D, the direction of the local steps, without a learning rate; None for that
-        of ``optax.adamw``: ``optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))``.
+      inner_transform: D, the direction of the local steps, uphill, without a learning rate. None
+        for that of ``optax.adamw``,
+        ``optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))``.
       averaging: weight of the newest x′ in the mean that stands for it; 1 keeps the last.
       reset_inner_state: whether each outer step starts the inner optimizer afresh.
 

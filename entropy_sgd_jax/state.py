@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from entropy_sgd_jax import _trees
@@ -47,7 +48,8 @@ def anchor_params(state: optax.OptState, params: optax.Params) -> optax.Params:
       x, with the structure, shapes and dtypes of `params`.
 
     Raises:
-      ValueError: if there is no EntropicState in `state`.
+      ValueError: if there is no EntropicState in `state`, or one of other parameters than `params`,
+        as under `optax.flatten`.
 
     >>> import jax.numpy as jnp
     >>> from entropy_sgd_jax import entropy_sgd
@@ -128,9 +130,20 @@ def _overlay(state: EntropicState, params: optax.Params) -> optax.Params:
     def choose(x: Any, param: Any, iterate: Any) -> Any:
         if is_hidden(x):
             return param
+        if jnp.shape(x) != np.shape(param):
+            raise ValueError(f"shapes {jnp.shape(x)} and {np.shape(param)}")
         # A stack of replicas has one count for each.
         trailing = (1,) * (jnp.ndim(x) - jnp.ndim(between_cycles))
         moved = between_cycles.reshape(between_cycles.shape + trailing)
         return jnp.where(moved, _trees.follow(param, iterate, x), x)
 
-    return jax.tree.map(choose, state.anchor, params, state.langevin_iterate, is_leaf=is_hidden)
+    try:
+        return jax.tree.map(choose, state.anchor, params, state.langevin_iterate, is_leaf=is_hidden)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`params` must be the tree of arrays that the optimizer updates; got one that does not "
+            f"fit its state ({str(error).splitlines()[0]}). Of Flax NNX variables pass nnx.as_pure "
+            "of both. A wrapper that reshapes parameters, such as optax.flatten or "
+            "optax.contrib.split_real_and_imaginary, hides x: read `params` after every L-th "
+            "update, when they are x."
+        ) from error

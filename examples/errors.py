@@ -8,16 +8,10 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-INSTALL = {
-    "entropy_sgd_jax": 'pip install -e ".[examples]"  (in the root of the repository)',
-    "flax": 'pip install "entropy-sgd-jax[examples]"',
-    "matplotlib": 'pip install "entropy-sgd-jax[examples]"',
-    "orbax": 'pip install "entropy-sgd-jax[examples]"',
-    "pooch": 'pip install "entropy-sgd-jax[examples]"',
-    "rich": 'pip install "entropy-sgd-jax[examples]"',
-    "sklearn": 'pip install "entropy-sgd-jax[examples]"',
-    "tensorboardX": 'pip install "entropy-sgd-jax[examples]"',
+PACKAGES = {
+    *("entropy_sgd_jax", "flax", "matplotlib", "orbax", "pooch", "rich", "sklearn", "tensorboardX")
 }
+INSTALL = 'pip install -e ".[examples]"  (in the root of the repository)'
 
 
 class InputError(Exception):
@@ -44,9 +38,9 @@ def one_line_errors(program: str) -> Iterator[None]:
         message = str(error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in INSTALL:
+        if package not in PACKAGES:
             raise
-        message = f"the package {package} is not installed; run: {INSTALL[package]}"
+        message = f"the package {package} is not installed; run: {INSTALL}"
     else:
         return
     print(f"{program}: error: {message}", file=sys.stderr)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from entropy_sgd_jax import (
@@ -60,6 +61,13 @@ def two_records() -> Any:
     one = entropy_sgd(1.0, streaming=True, diagnostics=True)
     tx = partition({"a": one, "b": one}, {"w": "a", "b": "b"})
     entropic_diagnostics(tx.init(PARAMS))
+
+
+def anchor_of_what_is_wrapped(wrap: Callable[[Any], Any], dtype: Any = jnp.float32) -> Any:
+    """x asked for outside of a wrapper that hands the optimizer other arrays."""
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    state = wrap(entropy_sgd(1.0, inner_steps=L, streaming=True)).init(params)
+    anchor_params(state, params)
 
 
 class Loader:
@@ -235,6 +243,14 @@ CALLS: dict[str, Case] = {
     "no EntropicState, diagnostics": (
         lambda: entropic_diagnostics(optax.adam(0.1).init(PARAMS)),
         ("`state`", "EntropicState", "tx.init"),
+    ),
+    "parameters of another shape, anchor_params": (
+        lambda: anchor_of_what_is_wrapped(optax.flatten),
+        ("`params`", "(3,)", "optax.flatten", "every L-th update"),
+    ),
+    "parameters of another structure, anchor_params": (
+        lambda: anchor_of_what_is_wrapped(optax.contrib.split_real_and_imaginary, jnp.complex64),
+        ("`params`", "pytree structure", "split_real_and_imaginary", "nnx.as_pure"),
     ),
     "no EntropicState, anchor_params": (
         lambda: anchor_params(optax.adam(0.1).init(PARAMS), PARAMS),

@@ -276,7 +276,7 @@ def test_a_missing_package_names_the_extra(package, capsys, monkeypatch):
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert package in error
-    assert 'pip install "entropy-sgd-jax[examples]"' in error
+    assert 'pip install -e ".[examples]"' in error
     assert error.count("\n") == 1
 
 

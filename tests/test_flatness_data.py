@@ -71,6 +71,31 @@ def test_padded_batches_with_their_real_sizes() -> None:
         close(got, WHOLE)
 
 
+def test_a_batch_of_padding_alone_weighs_nothing() -> None:
+    def loss(params: Any, batch: Any) -> Any:
+        return jnp.sum(batch["real"] * (params * batch["x"]) ** 2) / jnp.sum(batch["real"])
+
+    batches = {"x": jnp.full((2, 4), 3.0), "real": jnp.array([[1, 1, 1, 0], [0, 0, 0, 0]])}
+    for data in (batches, [jax.tree.map(lambda leaf, i=i: leaf[i], batches) for i in range(2)]):
+        got = flatness.hessian_vector_product(
+            loss, jnp.array(1.0), jnp.array(1.0), data, batch_size=lambda batch: batch["real"].sum()
+        )
+        assert got == 18
+
+
+def test_a_key_in_the_batch_is_not_its_size() -> None:
+    """Nine ones and a ten: the mean of x² is 10.9."""
+    batches = [
+        {"dropout_key": jax.random.key(0), "x": jnp.ones(9)},
+        {"dropout_key": jax.random.key(1), "x": jnp.array([10.0])},
+    ]
+    got = flatness.hessian_vector_product(
+        lambda params, batch: jnp.mean((params * batch["x"]) ** 2),
+        *(jnp.array(1.0), jnp.array(1.0), batches),
+    )
+    np.testing.assert_allclose(got, 2 * 10.9, rtol=1e-6)
+
+
 ALL = {
     "exact_spectrum": lambda p, b: flatness.exact_spectrum(LOSS, p, b),
     "top_eigenvalues": lambda p, b: flatness.top_eigenvalues(LOSS, p, b, 2),
@@ -127,7 +152,7 @@ def test_iterators_are_refused_where_they_would_be_spent() -> None:
         (lambda: product(jnp.zeros((0, 3))), r"`batches` must be arrays with one leading axis"),
         (
             lambda: flatness.hessian_vector_product(LOSS, NET.params, jnp.ones(3), NET.batches),
-            "`vector` must have the structure",
+            "`vector` must be a tree with the structure",
         ),
         (lambda: flatness.hessian_trace(LOSS, {}, NET.batches), "`params` must hold at least one"),
         (
@@ -165,6 +190,22 @@ def test_iterators_are_refused_where_they_would_be_spent() -> None:
         (
             lambda: flatness.sharpness(LOSS, NET.params, NET.batches, float("nan")),
             r"`radius` must be .* got nan",
+        ),
+        (
+            lambda: flatness.sharpness(LOSS, NET.params, NET.batches, jnp.ones(3)),
+            r"`radius` must be a number in \(0, inf\); got Array",
+        ),
+        (
+            lambda: flatness.local_entropy(
+                LOSS, NET.params, NET.batches, 1.0, inverse_temperature=jnp.ones(2)
+            ),
+            r"`inverse_temperature` must be a number in \(0, inf\); got Array",
+        ),
+        (
+            lambda: jax.jit(lambda r: flatness.sharpness(LOSS, NET.params, NET.batches, r))(
+                jnp.ones(2)
+            ),
+            r"`radius` must be a number in \(0, inf\); got",
         ),
         (
             lambda: flatness.hessian_trace(LOSS, NET.params, NET.batches, key="seed"),

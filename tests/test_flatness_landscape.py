@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -198,6 +199,19 @@ def test_an_error_that_says_when_the_estimate_is_bad() -> None:
     ))(jnp.arange(20))  # fmt: skip
     assert (estimates.standard_error > 2).all()
     assert (abs(estimates.value - truth) < 2 * estimates.standard_error).all()
+
+
+def test_local_entropy_between_walls() -> None:
+    """A loss of 0 in (−1.5, 1.5), else infinite: F = log √2π P(|ξ| < 1.5)."""
+
+    def walls(params: Any, batch: Any) -> Any:
+        return jnp.where(jnp.abs(params) < 1.5, 0.0, jnp.inf)
+
+    estimate = flatness.local_entropy(walls, jnp.zeros(()), [None], 1.0, num_chains=400)
+    inside = math.erf(1.5 / math.sqrt(2))
+    error = estimate.standard_error
+    np.testing.assert_allclose(error, math.sqrt((1 - inside) / inside / 400), rtol=0.3)
+    assert abs(estimate.value - math.log(math.sqrt(2 * math.pi) * inside)) < 3 * error
 
 
 def test_gradient_is_the_pull_of_the_chains() -> None:

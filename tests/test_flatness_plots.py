@@ -68,8 +68,8 @@ def test_line_meets_both_solutions() -> None:
 
 def test_negative_local_entropy_of_a_parabola() -> None:
     """−log ⟨exp(−x′²)⟩ over x′ ~ N(x, 1/γ): x² / (1 + 2/γ) + ½ log(1 + 2/γ)."""
-    _, sharp, wide = plots.valleys(lambda x: x**2, scopes=(1e4, 1.0)).axes[0].lines
+    _, sharp, wide = plots.valleys(lambda x: 1000 + x**2, scopes=(1e4, 1.0)).axes[0].lines
     for line, scope in ((sharp, 1e4), (wide, 1.0)):
         x, spread = line.get_xdata(), 1 + 2 / scope
-        exact = x**2 / spread + 0.5 * np.log(spread)
+        exact = 1000 + x**2 / spread + 0.5 * np.log(spread)
         np.testing.assert_allclose(line.get_ydata(), exact, atol=2e-3)

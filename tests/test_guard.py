@@ -248,6 +248,20 @@ def test_an_unguarded_stream_keeps_x(position: int, bad: float) -> None:
     assert np.any(np.asarray(anchor_params(state, params)) != np.asarray(x))
 
 
+def test_a_streamed_step_that_overflows_in_float16_is_not_taken() -> None:
+    # 1.2e5 is finite in the accumulator's float32, and not in the params' float16.
+    tx = build("streaming", inner_learning_rate=1.0, scope=0.0)
+    step = jax.jit(outer_step(tx, "streaming", lambda params, batch: batch))
+    start = jnp.array([6e4, 1.0], jnp.float16)
+    still = np.zeros((L, 2), np.float16)
+    rising = still.copy()
+    rising[0, 0] = -6e4
+    params, state = step(start, tx.init(start), rising)
+    assert_same(params, start)
+    params, state = step(params, state, still)
+    assert_same(anchor_params(state, params), start)
+
+
 # apply_if_finite around the whole.
 
 

@@ -14,8 +14,9 @@ whole data set, of which one batch at a time is in use.
   is a single batch, and ``[None]`` stands for a loss that takes no data.
 
 ``batch_size``, a function of a batch, is the weight of that batch in the mean. By default it is the
-length of the leading axis of the batch's first leaf; a batch that is padded to full size needs a
-function that counts what is real, and a ``loss`` that is the mean over just that.
+length of the leading axis of the batch's first leaf that has one; a batch that is padded to full
+size, or starts with a legacy key, needs a function that counts what is real, and a ``loss`` that is
+the mean over just that.
 
 A ``GaussNewton`` in the place of ``loss`` turns every Hessian into the generalised Gauss-Newton
 matrix. The spectrum of one layer is that of a loss which closes over the others:

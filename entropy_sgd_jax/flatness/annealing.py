@@ -46,9 +46,9 @@ def local_entropy(
     Eight further chains choose that size. Each chain takes part in the error with a number of its
     own, so that no correlation along a chain enters.
 
-    Cost: `num_steps` gradients of each of `num_chains` + 8 chains over the data, in `num_steps`
-    passes; memory for three vectors like ``params`` for each chain, and the intermediate values of
-    as many batches at once.
+    Cost: `num_steps` + 1 gradients of each of `num_chains` + 8 chains over the data, in as many
+    passes, for each scope; memory for three vectors like ``params`` for each chain, and the
+    intermediate values of as many batches at once.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar.
@@ -91,7 +91,8 @@ def local_entropy(
       make them faster", Statistical Science 28, 2013, for the Langevin step.
     """
     count = checks.params(params)
-    scope = checks.positive("scope", scope, "1e-4 to 1 is usual in training.")
+    advice = "1e-4 to 1 is usual in training."
+    scope = checks.positive("scope", scope, advice, scalar=False)
     beta = checks.positive("inverse_temperature", inverse_temperature, "1.0 is the paper's.")
     advice = "The standard error is over them; 32 is the default."
     num_chains = checks.integer("num_chains", num_chains, 2, float("inf"), advice)
@@ -232,4 +233,5 @@ def _log_mean_exp(logs: chex.Array) -> tuple[chex.Array, chex.Array]:
     # too: hence no less than that of a normal distribution, which errs by Var / 2 at most.
     variance = logs.var(ddof=1)
     normal = jnp.minimum(jnp.expm1(variance) / count, variance**2 / 4)
+    normal = jnp.nan_to_num(normal, posinf=0)  # a chain that met an infinite loss weighs nothing
     return value, jnp.sqrt(jnp.maximum(spread, normal))

@@ -23,7 +23,7 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        message = f'{error.name} is not installed: pip install "entropy-sgd-jax[{name}]"'
+        message = f'{error.name} is not installed; in a clone run: pip install ".[{name}]"'
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
@@ -64,21 +64,24 @@ def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
     return known
 
 
-def positive(name: str, value: Any, advice: str, *, zero: bool = False) -> chex.Array:
-    """Returns `value` as an array; raises ValueError unless all of it is finite and above zero.
+def positive(
+    name: str, value: Any, advice: str, *, zero: bool = False, scalar: bool = True
+) -> chex.Array:
+    """Returns `value` as an array; raises ValueError unless it is a finite number above zero.
 
-    With `zero`, zero itself is allowed too.
+    With `zero`, zero itself is allowed too; without `scalar`, an array of such numbers.
     """
     try:
         known = np.asarray(value, np.float64)
     except jax.errors.TracerArrayConversionError:
-        return jnp.asarray(value)
+        known = np.ones(jnp.shape(value))  # its numbers are not known yet
     except (TypeError, ValueError):
         known = np.array(np.nan)
-    if not (np.isfinite(known) & ((known >= 0) if zero else (known > 0))).all():
+    in_range = (np.isfinite(known) & ((known >= 0) if zero else (known > 0))).all()
+    if not in_range or (scalar and known.ndim):
+        kind = "a number" if scalar else "a number, or an array of numbers,"
         raise ValueError(
-            f"`{name}` must be a number, or an array of numbers, in {'[' if zero else '('}0, inf); "
-            f"got {value!r}. {advice}"
+            f"`{name}` must be {kind} in {'[' if zero else '('}0, inf); got {value!r}. {advice}"
         )
     return jnp.asarray(value)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from entropy_sgd_jax import _trees
+from entropy_sgd_jax._checks import same_tree
 from entropy_sgd_jax.flatness import checks
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 
@@ -88,7 +88,7 @@ def hessian_vector_product(
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
     """
     checks.params(params)
-    _check_vector(vector, params)
+    same_tree("vector", vector, params)
     data = DataSet(batches, batch_size, single_pass=True)
     return _trees.cast_like(operator(loss, params, data)(vector), params)
 
@@ -154,15 +154,3 @@ def _gauss_newton_product(loss: Any, params: Any, vector: Any, batch: Any) -> An
     _, moved = jax.jvp(model, (params,), (vector,))
     _, curved = jax.jvp(gradient, (outputs,), (moved,))
     return pull_back(curved)[0]
-
-
-def _check_vector(vector: Any, params: Any) -> None:
-    expected, got = (
-        [(jax.tree_util.keystr(path), jnp.shape(leaf)) for path, leaf in leaves]
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (params, vector))
-    )
-    if expected != got or str(jax.tree.structure(vector)) != str(jax.tree.structure(params)):
-        raise ValueError(
-            f"`vector` must have the structure and shapes of `params`, {dict(expected)}; got "
-            f"{dict(got)}. Build it with jax.tree.map over `params`."
-        )

@@ -26,7 +26,7 @@ class DataSet:
 
     Args:
       batches: stacked or iterable, as the package's docstring says.
-      batch_size: the weight of a batch; None for the length of its first leaf's leading axis.
+      batch_size: the weight of a batch; None for the length of its first array's leading axis.
       single_pass: whether one pass is all that will be made, so that an iterator will do.
     """
 
@@ -119,7 +119,12 @@ def _zeros(shapes: Any) -> tuple[Any, chex.Array]:
 
 def _add(sums: tuple[Any, chex.Array], value: Any, size: chex.Numeric) -> tuple[Any, chex.Array]:
     total, weight = sums
-    total = jax.tree.map(lambda a, b: a + jnp.asarray(b, a.dtype) * size, total, value)
+
+    def add(total: chex.Array, value: Any) -> chex.Array:
+        # A batch without examples has no mean, NaN most likely.
+        return total + jnp.where(size > 0, jnp.asarray(value, total.dtype) * size, 0)
+
+    total = jax.tree.map(add, total, value)
     return _trees.cast_like(total, sums[0]), jnp.asarray(weight + size, weight.dtype)
 
 
@@ -128,10 +133,9 @@ def _divide(total: Any, weight: chex.Array) -> Any:
 
 
 def _leading_axis(batch: Any) -> int:
-    """The length of the first leaf's leading axis; 1 where there is none."""
-    leaves = jax.tree.leaves(batch)
-    shape = jnp.shape(leaves[0]) if leaves else ()
-    return shape[0] if shape else 1
+    """The length of the first array's leading axis, of those that have one; else 1."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    return next((shape[0] for shape in shapes if shape), 1)
 
 
 def _is_iterable_of_batches(batches: Any) -> bool:

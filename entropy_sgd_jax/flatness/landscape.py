@@ -66,7 +66,9 @@ def local_energy(
       https://arxiv.org/abs/2006.07897
     """
     checks.params(params)
-    strength = checks.positive("strength", strength, "0.1 to 0.5 is usual.", zero=True)
+    strength = checks.positive(
+        "strength", strength, "0.1 to 0.5 is usual.", zero=True, scalar=False
+    )
     advice = "Error bars fall with its square root, and need at least 2."
     num_samples = checks.integer("num_samples", num_samples, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
@@ -110,7 +112,8 @@ def sharpness(
     SAM's own, radius · g / ‖g‖; where the gradient vanishes, the steps are those of the power
     iteration for the Hessian. So it is a lower bound of the true one, and no less than SAM's.
 
-    Cost: `num_steps` + 1 gradients over the data; memory of four vectors like ``params``.
+    Cost: `num_steps` + 1 gradients over the data; memory of four vectors like ``params``. In
+    bfloat16 a step below 1/256 of a weight is lost: pass float32 parameters.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar.

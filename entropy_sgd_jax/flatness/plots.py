@@ -155,9 +155,9 @@ def valleys(
     shades = np.linspace(0.85, 0.35, len(scopes))
     for scope, shade in zip(scopes, shades, strict=True):
         kernel = np.exp(-0.5 * scope * (nodes - x[:, None]) ** 2)
-        mean = kernel @ np.exp(-heights) / kernel.sum(axis=1)
+        mean = kernel @ np.exp(heights.min() - heights) / kernel.sum(axis=1)
         label = f"−F at scope γ = {scope:g}"
-        axes.plot(x, -np.log(mean), color=_blue(shade), lw=2, label=label)
+        axes.plot(x, heights.min() - np.log(mean), color=_blue(shade), lw=2, label=label)
     axes.set(xlabel="parameter x", ylabel="loss, negative local entropy (nats)")
     axes.margins(x=0)
     axes.legend(frameon=False, loc="upper center")

@@ -45,9 +45,9 @@ def top_eigenvalues(
     larger comes up in what is orthogonal to the k: a repeated eigenvalue appears as often as it is
     one. For the smallest, pass the negative loss.
 
-    Cost: some 2k + 30 Hessian-vector products where the largest eigenvalues stand apart, as those
-    of networks do, up to `max_products`; memory for 2k + 30 vectors like ``params``, half as many
-    more at a restart.
+    Cost: some 3k + 60 Hessian-vector products where the largest eigenvalues stand apart, as those
+    of networks do, up to `max_products`; memory for 2k + 30 vectors like ``params``, and as many
+    again at a restart.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
