@@ -6,6 +6,7 @@ whole, keeps the last few, and puts arrays back onto whatever devices there are 
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import types
@@ -21,7 +22,9 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from errors import InputError
+from files import write_whole
 
+CONFIGURATION = "configuration.json"  # beside the checkpoints, what they belong to
 CHECKSUMS = "checksums"  # the name under which they are saved
 
 
@@ -36,25 +39,16 @@ class Checkpoints:
     ) -> None:
         """Opens or makes `folder`; raises InputError if it belongs to another configuration."""
         self._folder = pathlib.Path(folder).absolute()
-        configuration = json.loads(json.dumps(configuration))  # as it is read back
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+        self._belong_to(configuration)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
             item_handlers=ocp.StandardCheckpointHandler(),
-            metadata=configuration,
         )
-        known = self._manager.metadata().custom_metadata or {}
-        other = [
-            f"{name} {known.get(name)!r} there, {configuration.get(name)!r} given"
-            for name in sorted({*known, *configuration})
-            if known.get(name) != configuration.get(name)
-        ]
-        if other:
-            self._manager.close()
-            raise InputError(
-                f"the checkpoints in {folder} are of other settings: {'; '.join(other)}. Give the "
-                "same settings to go on, or another folder to start anew"
-            )
 
     def save(self, step: int, tree: Any) -> None:
         """Starts to write `tree`, and returns before it is written."""
@@ -103,6 +97,19 @@ class Checkpoints:
     ) -> None:
         self.close()
 
+    def _belong_to(self, configuration: Mapping[str, Any]) -> None:
+        """Raises InputError where the folder has another configuration; a new one gets this."""
+        path = self._folder / CONFIGURATION
+        known = json.loads(path.read_text()) if path.is_file() else configuration
+        if different := differences(known, configuration):
+            raise InputError(
+                f"the checkpoints in {self._folder} are of other settings: {different}. Give the "
+                "same settings to go on, or another folder to start anew"
+            )
+        if jax.process_index() == 0:
+            write_whole(path, json.dumps(dict(configuration), indent=1) + "\n")
+        multihost_utils.sync_global_devices("the configuration is written")
+
     def _same_tree(self, step: int, wanted: dict[str, Any]) -> None:
         """Raises InputError where the checkpoint holds other arrays than `wanted`."""
         found = dict(self._manager.item_metadata(step).items())
@@ -119,7 +126,9 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         place = self._folder / str(step)
-        aside = place.with_name(f"broken_{step}")
+        again = (f"broken_{step}_{number}" for number in itertools.count(2))
+        names = map(place.with_name, itertools.chain([f"broken_{step}"], again))
+        aside = next(path for path in names if not path.exists())
         warnings.warn(
             f"checkpoint {step} in {self._folder} is broken ({type(error).__name__}); it is "
             f"kept as {aside.name}, and the one before is tried",
@@ -129,6 +138,16 @@ class Checkpoints:
             place.rename(aside)
         multihost_utils.sync_global_devices(f"checkpoint {step} is set aside")
         self._manager.reload()
+
+
+def differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Where two configurations differ, in words; empty where they do not."""
+    known, given = (json.loads(json.dumps(dict(one))) for one in (known, given))  # as read back
+    return "; ".join(
+        f"{name} {known.get(name)!r} there, {given.get(name)!r} given"
+        for name in sorted({*known, *given})
+        if known.get(name) != given.get(name)
+    )
 
 
 def _by_name(tree: Any) -> dict[str, jax.Array]:

@@ -6,14 +6,14 @@ an archive matters. A pickle may hold arrays of bytes, lists, numbers and text, 
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import pathlib
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,11 +32,13 @@ REGULARISER = 1e-5  # added to every variance by the whitening: text
 def load_cifar10(directory: str, validation: int = 0) -> Dataset:
     """Images of bytes, (examples, 32, 32, 3), and labels, in the official order.
 
-    With `validation` the test set is not opened, see `datasets.split_end`.
+    With `validation` the test set is not read, see `datasets.split_end`.
     """
-    read = _find(pathlib.Path(directory))
-    train = _join([read(name) for name in TRAIN])
-    return split_end(*train, validation) if validation else Dataset(*train, *_join([read(*TEST)]))
+    batches = _read(pathlib.Path(directory), TRAIN if validation else TRAIN + TEST)
+    train = _join(batches[: len(TRAIN)])
+    if validation:
+        return split_end(*train, validation)
+    return Dataset(*train, *_join(batches[len(TRAIN) :]))
 
 
 def _join(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -45,21 +47,21 @@ def _join(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
     return np.ascontiguousarray(images), labels.astype(np.int32)
 
 
-def _find(directory: pathlib.Path) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
-    """A reader of images and labels by the name of the batch, for the version that is there."""
-    for kind, ending, parse in (("bin", ".bin", parse_binary), ("py", "", parse_python)):
-        archive = "cifar-10-" + {"bin": "binary", "py": "python"}[kind]
-        inside = f"cifar-10-batches-{kind}"
+def _read(directory: pathlib.Path, names: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of the batches, of the version that is there."""
+    for kind, short, ending, parse in (
+        ("binary", "bin", ".bin", parse_binary),
+        ("python", "py", "", parse_python),
+    ):
+        inside, files = f"cifar-10-batches-{short}", [f"{name}{ending}" for name in names]
         for folder in (directory, directory / inside):
-            if (folder / f"{TRAIN[0]}{ending}").is_file():
-                return lambda name, folder=folder, ending=ending, parse=parse: parse(
-                    *_from_folder(folder / f"{name}{ending}")
-                )
-        for packed in (directory / f"{archive}.tar.gz", directory / f"{archive}.tar"):
+            if (folder / files[0]).is_file():
+                return [parse(*_from_folder(folder / file)) for file in files]
+        for packed in (directory / f"cifar-10-{kind}.tar.gz", directory / f"cifar-10-{kind}.tar"):
             if packed.is_file():
-                return lambda name, packed=packed, inside=inside, ending=ending, parse=parse: parse(
-                    *_from_archive(packed, f"{inside}/{name}{ending}")
-                )
+                members = [f"{inside}/{file}" for file in files]
+                contents = _from_archive(packed, members)
+                return [parse(f"{packed}: {member}", contents[member]) for member in members]
     raise InputError(
         f"no cifar-10-binary.tar.gz or cifar-10-python.tar.gz, packed or unpacked, in {directory}"
     )
@@ -73,17 +75,36 @@ def _from_folder(path: pathlib.Path) -> tuple[str, bytes]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _from_archive(path: pathlib.Path, member: str) -> tuple[str, bytes]:
-    shown = f"{path}: {member}"
+class _Modest:
+    """A stream that takes no memory for a header which claims more than a batch has."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
+
+    def read(self, size: int) -> bytes:
+        if size > LARGEST:
+            raise tarfile.ReadError(f"it claims {size:,} bytes in one piece")
+        return self._read(size)
+
+
+def _from_archive(path: pathlib.Path, members: list[str]) -> dict[str, bytes]:
+    """The contents of the members; all of the archive is read, and its checksum tested."""
+    contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as archive:
-            for entry in archive:  # stops at the member, before damage that comes later
-                if entry.name == member and entry.isreg():
-                    _check_size(shown, entry.size)
-                    return shown, archive.extractfile(entry).read()
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+            with tarfile.open(fileobj=_Modest(stream), mode="r:") as archive:
+                for entry in archive:
+                    if entry.name in members and entry.isreg():
+                        _check_size(f"{path}: {entry.name}", entry.size)
+                        contents[entry.name] = archive.extractfile(entry).read()
+            while stream.read(LARGEST):
+                pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
-    raise InputError(f"{path} holds no file {member}: is it another archive?")
+    for member in members:
+        if member not in contents:
+            raise InputError(f"{path} holds no file {member}: is it another archive?")
+    return contents
 
 
 def _check_size(shown: str, size: int) -> None:
@@ -156,6 +177,9 @@ def _latin(text: str, encoding: Any) -> bytes:
 
 class ArraysOnly(pickle._Unpickler):
     """Reads plain data and arrays of bytes. In Python, since the one in C takes memory on claim."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # noqa: RUF012
+    del dispatch[pickle.BYTEARRAY8[0]]  # which takes it in Python too
 
     ALLOWED = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,

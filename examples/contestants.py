@@ -112,14 +112,19 @@ def snoo(settings: Settings, budget: Budget) -> Contestant:
 
 
 def parle_sgd(settings: Settings, budget: Budget) -> Contestant:
-    """Replicas that start alike; a round gives each of them L batches of its own."""
+    """Replicas that start alike; a round gives each of them L batches of its own.
+
+    γ and ρ grow up to the authors' ceilings.
+    """
     replicas = settings.replicas
+    inner = inner_arguments(settings, budget.gradient_evaluations // replicas)
+    inner["scope"] = scoping(settings.scope, settings.scope_growth, max(1.0, settings.scope))
     one = parle(
         schedule(settings, budget.rounds),
         settings.momentum or None,
         replica_axis_name=AXIS,
-        coupling=scoping(settings.coupling, settings.coupling_growth, 10.0),  # the authors' ceiling
-        **inner_arguments(settings, budget.gradient_evaluations // replicas),
+        coupling=scoping(settings.coupling, settings.coupling_growth, max(10.0, settings.coupling)),
+        **inner,
     )
 
     def update(grads: Any, state: Any, params: Any, *, grad_fn: Any, batches: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from errors import InputError
+from files import find
 
 UNSIGNED_BYTE = 0x08  # the IDX code of the one data type that MNIST uses
 DEFLATE_LIMIT = 1032  # a gzip file unpacks to at most 1032 times its size
@@ -63,7 +64,7 @@ def read_mnist(directory: str | os.PathLike[str], validation: int = 0) -> Datase
         for field, name in MNIST_FILES.items()
         if field.startswith("train") or not validation
     }
-    paths = {field: _find(pathlib.Path(directory), name) for field, name in names.items()}
+    paths = {field: find(pathlib.Path(directory), name) for field, name in names.items()}
     parts = {
         field: read_idx(path, dimensions=3 if field.endswith("inputs") else 1)
         for field, path in paths.items()
@@ -150,16 +151,6 @@ def _read_values(stream: BinaryIO, path: pathlib.Path, count: int) -> bytearray:
     if stream.read(1):
         raise InputError(f"{path} goes on after the {count:,} values that its header claims")
     return values
-
-
-def _find(directory: pathlib.Path, name: str) -> pathlib.Path:
-    for path in (directory / name, directory / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise InputError(
-        f"no {name} or {name}.gz in {directory}; "
-        "--data-dir must name the folder that holds the four published MNIST files"
-    )
 
 
 def _check_pair(paths: dict, parts: dict, images: str, labels: str) -> None:

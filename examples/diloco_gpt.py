@@ -143,6 +143,8 @@ def train(way: Way, text: Text, steps: int, seed: int) -> Iterator[tuple[int, fl
         return jax.lax.fori_loop(0, ROUNDS_BETWEEN, body, (params, state))
 
     rest = len(text.test) // (LENGTH + 1)
+    if not rest:
+        raise InputError(f"--text has {len(text.test)} characters to test on, too few for a window")
     judged = jnp.asarray(text.test[: rest * (LENGTH + 1)]).reshape(rest, -1)
     judge = jax.jit(lambda params: loss(jax.tree.map(lambda leaf: leaf[0], params), judged))
     for first in range(0, steps // INNER_STEPS, ROUNDS_BETWEEN):

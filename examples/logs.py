@@ -14,7 +14,9 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from checkpoints import differences
 from errors import InputError
+from files import write_whole
 from training import Measurement
 
 PACKAGES = ("entropy-sgd-jax", "jax", "jaxlib", "optax", "flax", "numpy")
@@ -57,16 +59,19 @@ class Log:
 
     def _make_way(self, count: int) -> None:
         """Keeps the lines below `count` gradient evaluations."""
-        path, kept = self.folder / FILE, []
-        if count > 0:
-            kept = [line for line in _lines(path)[1:] if line["gradient_evaluations"] < count]
-            if not kept:
-                raise InputError(f"{path}, which belongs to the checkpoints, is gone: give --out")
+        path = self.folder / FILE
+        head, *lines = _lines(path) or [{"configuration": self.configuration}]
+        if different := differences(head["configuration"], self.configuration):
+            raise InputError(
+                f"{path} is of other settings: {different}. Give another --out, or move it away"
+            )
+        kept = [line for line in lines if line["gradient_evaluations"] < count]
+        if count > 0 and not kept:
+            raise InputError(f"{path}, which belongs to the checkpoints, is gone: give --out")
+        if kept:
             self.count, self.seconds = kept[-1]["gradient_evaluations"], kept[-1]["seconds"]
         head = {"configuration": self.configuration, "versions": versions()}
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in [head, *kept]))
-        part.replace(path)  # in one step: a crash leaves the old file or the new one
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in [head, *kept]))
 
     def _line(self, measurement: Measurement) -> dict[str, Any]:
         """Numbers only; what is not finite, as after a divergence, becomes null."""
@@ -82,12 +87,15 @@ class Log:
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All whole lines; a crash may have cut the last."""
-    whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    """All whole lines, the configuration first; a crash may have cut the last."""
     try:
-        return [json.loads(line) for line in whole if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no log of train.py: {error}") from error
+        whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        lines = [json.loads(line) for line in whole if line.endswith("\n")]
+        if lines:
+            dict(lines[0]["configuration"])
+        return [line for line in lines if line is lines[0] or line["gradient_evaluations"] >= 0]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no log of train.py ({type(error).__name__})") from error
 
 
 def _finite(value: float) -> float | None:
@@ -105,7 +113,7 @@ def _write_scalars(writer: SummaryWriter, line: dict[str, Any]) -> None:
 def read(folder: pathlib.Path, name: str = FILE) -> tuple[dict[str, Any], list[Measurement], float]:
     """The configuration, all measurements and the seconds of training."""
     lines = _lines(folder / name)
-    if len(lines) < 2 or "configuration" not in lines[0]:
+    if len(lines) < 2:
         raise InputError(f"{folder / name} is missing or no log of train.py")
     configuration = lines[0]["configuration"]
     keys = {field: field.replace("test", configuration["part"]) for field in Measurement._fields}

@@ -17,7 +17,7 @@ from jax import lax
 
 from evaluation import CHUNK, Model
 
-# Torch's default, for weights and (with the same bound) biases: uniform within ±1/√fan_in.
+# Torch's default for weights: uniform within ±1/√fan_in. Biases start at zero here, which is ours.
 torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -71,7 +71,8 @@ def dropout(inputs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0:
         return inputs
     bits = jax.random.bits(key, inputs.shape, jnp.uint16)
-    return jnp.where(bits >= round(rate * 2**16), inputs / (1 - rate), 0)
+    dropped = min(round(rate * 2**16), 2**16 - 1)
+    return jnp.where(bits >= dropped, inputs / (1 - rate), 0)
 
 
 def split(key: jax.Array | None, number: int) -> Any:
@@ -109,7 +110,7 @@ class LSTM(nnx.Module):
     """One layer, from a state of zeros. The inputs of all steps are multiplied at once."""
 
     def __init__(self, inputs: int, features: int, init: Any, rngs: nnx.Rngs):
-        """All weights and biases are drawn from `init`."""
+        """All weights are drawn from `init`; biases start at zero."""
         self.inputs = nnx.Linear(inputs, 4 * features, kernel_init=init, rngs=rngs)
         self.recurrent = nnx.Linear(
             features, 4 * features, use_bias=False, kernel_init=init, rngs=rngs

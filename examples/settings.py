@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from errors import InputError
+
 SCHEDULES = ("constant", "cosine", "step")
 
 
@@ -20,7 +22,9 @@ def positive(text: str) -> int:
 
 def whole(text: str) -> int:
     """A whole number, zero included."""
-    return 0 if text == "0" else positive(text)
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} given, a whole number of at least 0 expected")
+    return int(text)
 
 
 def number(text: str) -> float:
@@ -122,4 +126,9 @@ def override(settings: Settings, options: argparse.Namespace) -> Settings:
     }
     if "drop_at" in given:
         given["drop_at"] = tuple(given["drop_at"])
-    return dataclasses.replace(settings, **given)
+    chosen = dataclasses.replace(settings, **given)
+    if chosen.schedule == "step" and not chosen.drop_at:
+        raise InputError("--schedule step needs --drop-at, the fractions of the budget to drop at")
+    if {"drop_at", "drop_by"} & {*given} and chosen.schedule != "step":
+        raise InputError(f"--drop-at and --drop-by need --schedule step; got {chosen.schedule}")
+    return chosen

@@ -11,6 +11,7 @@ import numpy as np
 
 from datasets import Dataset
 from errors import InputError
+from files import find
 
 LARGEST = 1 << 30  # bytes of text that are read
 PTB_FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
@@ -72,18 +73,12 @@ def _cut(symbols: np.ndarray, length: int, context: int, name: str) -> tuple[np.
     count = (len(symbols) - 1) // length
     if count < 1:
         raise InputError(f"the {name} has {len(symbols):,} symbols, too few for one of {length}")
+    if count * (context + length) > LARGEST:
+        raise InputError(f"--context {context}: too much for {count:,} windows of the {name}")
     padded = np.concatenate([np.zeros(context, symbols.dtype), symbols])
     starts = np.arange(count)[:, None] * length
     inputs = padded[starts + np.arange(context + length)]
     return inputs, padded[starts + np.arange(context + 1, context + length + 1)]
-
-
-def find(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The file, plain or packed as .gz."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise InputError(f"no {name} or {name}.gz in {folder}")
 
 
 def read_text(path: pathlib.Path) -> bytes:

@@ -88,6 +88,12 @@ def make_budget(
     """The whole rounds nearest to `effective_epochs`, each of examples / batch_size evaluations."""
     if batch_size > examples:
         raise InputError(f"--batch-size {batch_size} is above the {examples:,} training examples")
+    evaluations = effective_epochs * examples / batch_size
+    if not inner_steps / 2 <= evaluations < 2**31:
+        raise InputError(
+            f"--effective-epochs {effective_epochs:g} are {evaluations:,.0f} gradient evaluations; "
+            f"allowed are {inner_steps / 2:,.0f}, half a round, to 2,147,483,647"
+        )
     rounds = round(effective_epochs * examples / (batch_size * inner_steps))
     return Budget(max(rounds, 1), inner_steps, batch_size, **rest)
 

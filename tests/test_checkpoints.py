@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import pathlib
@@ -131,6 +132,29 @@ def test_whatever_file_is_spoilt_no_wrong_bit_comes_back(
     assert skipped >= 4
 
 
+def test_a_full_disk_at_the_start_leaves_nothing_in_the_way(
+    tmp_path: pathlib.Path, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(path: pathlib.Path, text: str) -> None:
+        path.write_bytes(text.encode()[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "write_text", run_out)
+        with pytest.raises(OSError, match="No space left"):
+            Checkpoints(tmp_path, CONFIGURATION)
+    with Checkpoints(tmp_path, CONFIGURATION) as checkpoints:
+        checkpoints.save(1, tree)
+    with pytest.raises(InputError, match="inner_steps 5 there, 6 given"):
+        Checkpoints(tmp_path, {**CONFIGURATION, "inner_steps": 6})
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot make the folder"):
+        Checkpoints(tmp_path / "file", CONFIGURATION)
+
+
 @pytest.mark.usefixtures("quiet_collection")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_broken_checkpoint_is_kept_aside_and_the_run_goes_on(
@@ -145,6 +169,11 @@ def test_a_broken_checkpoint_is_kept_aside_and_the_run_goes_on(
         assert found[0] == 1
         checkpoints.save(2, tree)
     assert (folder / "broken_2").is_dir()
+    flip_a_bit(max((folder / "2").rglob("*"), key=lambda path: path.stat().st_size))
+    with Checkpoints(folder, CONFIGURATION) as checkpoints:
+        with pytest.warns(UserWarning, match="kept as broken_2_2"):
+            checkpoints.restore(tree)
+        checkpoints.save(2, tree)
     with Checkpoints(folder, CONFIGURATION) as checkpoints:
         found = checkpoints.restore(tree)
     assert found is not None

@@ -14,6 +14,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "experime
 
 import paired
 import robustness
+import tune
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = [RANDOM.normal(size=(40, 50)), RANDOM.normal(size=(3, 3, 20, 10))]
@@ -86,12 +87,23 @@ def test_interval_of_a_paired_difference() -> None:
 def test_differences_are_taken_seed_by_seed() -> None:
     def errors(less: float) -> dict[str, list[list[float]]]:
         seeds = np.array([3.0, 8.0, 5.0])[:, None] - less
-        return {
-            name: (seeds + np.arange(len(damage.values))).tolist()
-            for name, damage in robustness.DAMAGES.items()
-        }
+        damages = robustness.DAMAGES.items()
+        damaged = {name: (seeds + np.arange(len(d.values))).tolist() for name, d in damages}
+        return damaged | {"test error": seeds[:, 0].tolist()}
 
     results = {"sgd": errors(0), "entropy_sgd": errors(1.5), "adam": errors(-0.25)}
     header, _, *rows = robustness.comparison(results).splitlines()
     assert header == "| Entropy-SGD's error less that of | SGD | Adam |"
-    assert [row.split(" | ")[1:] for row in rows] == [["-1.50 ± 0.00", "-1.75 ± 0.00 |"]] * 12
+    assert [row.split(" | ")[1:] for row in rows] == [["-1.50 ± 0.00", "-1.75 ± 0.00 |"]] * 13
+
+
+def test_settings_are_ranked_by_seeds_then_budget_then_score() -> None:
+    def result(scores: list[float], epochs: float) -> dict:
+        names = {"workload": "mnistfc", "optimizer": "sgd", "settings": []}
+        return {**names, "effective_epochs": epochs, "scores": scores}
+
+    lucky, longer, again = result([1.0], 2.0), result([3.0], 5.0), result([4.0, 4.0], 2.0)
+    worse, diverged = result([5.0, 5.0], 2.0), result([2.0, float("nan")], 9.0)
+    tried = [lucky, worse, diverged, longer, again]
+    assert tune.ranking(tried, "mnistfc", "sgd") == [again, worse, longer, lucky]
+    assert tune.ranking(tried, "mnistfc", "adam") == []

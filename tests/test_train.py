@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -160,6 +161,22 @@ def test_other_settings_do_not_continue_a_training(data, tmp_path):
         run("digits", "sgd", data, tmp_path, "--learning-rate", "0.5")
 
 
+def test_a_log_of_other_settings_is_not_overwritten(data, tmp_path):
+    lines = run("digits", "sgd", data, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")  # as run.py does where a training is over
+    with pytest.raises(InputError, match=r"of other settings: .*optimizer 'sgd' there, 'adam'"):
+        run("digits", "adam", data, tmp_path)
+    assert json.loads((tmp_path / logs.FILE).read_text().splitlines()[-1]) == lines[-1]
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b"\xff\n", b'{"a": 1}\n', b"3\n{}\n"])
+def test_another_file_in_the_place_of_the_log_is_kept(content, data, tmp_path):
+    (tmp_path / logs.FILE).write_bytes(content)
+    with pytest.raises(InputError, match=r"is no log of train\.py"):
+        run("digits", "sgd", data, tmp_path)
+    assert (tmp_path / logs.FILE).read_bytes() == content
+
+
 def test_seeds_one_by_one_train_as_together(data, tmp_path):
     ends = [
         run("mnistfc", "entropy_sgd", data, tmp_path / flag, "--seeds", "2", flag)[-1]
@@ -223,6 +240,15 @@ def test_label_noise_and_fewer_examples(data):
         ("digits --validation 2000", "--validation 2000 leaves nothing"),
         ("digits --batch-size 2000", "--batch-size 2000 is above"),
         ("digits --seeds 0", "--seeds"),
+        ("digits --dropout -1", "'-1' given, a finite number of at least 0"),
+        ("digits --width -1", "a whole number of at least 0"),
+        ("digits --drop-at 0.5 --schedule cosine", "--drop-at and --drop-by need --schedule step"),
+        ("digits --schedule step", "--schedule step needs --drop-at"),
+        ("digits --effective-epochs 1 --inner-steps 1000", "allowed are 500, half a round, to"),
+        ("digits --effective-epochs 1e300", "gradient evaluations; allowed are"),
+        ("char_gpt --text {text} --width 100", "--width 100: up to 32, or a multiple"),
+        ("char_gpt --text {text} --context 999999999", "--context 999999999: too much"),
+        (f"char_gpt --text {'a' * 5000}", "File name too long"),
         ("digits --out /dev/null/x", "--out"),
     ],
 )
@@ -230,8 +256,9 @@ def test_a_mistake_gives_one_line_before_anything_compiles(
     arguments, message, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.txt").write_text("to be or not to be, " * 1000)
     with pytest.raises(SystemExit) as stopped, one_line_errors("train.py"):
-        train.main(arguments.split())
+        train.main(arguments.format(text="some.txt").split())
     printed = capsys.readouterr()
     assert stopped.value.code == 2
     assert printed.out == ""

@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import tarfile
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -184,6 +185,31 @@ def test_a_member_that_claims_too_much_is_refused_before_memory_is_taken(tmp_pat
     path = tmp_path / "cifar-10-binary.tar"
     path.write_bytes(entry.tobuf())
     with pytest.raises(InputError, match=r"1,000,000,000,000 bytes"):
+        load_cifar10(str(tmp_path))
+
+
+def test_a_claim_takes_no_memory(tmp_path):
+    """A pickled bytearray, and the long name of a member, of 1 GB each where there is nothing."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 10**9
+    (tmp_path / "cifar-10-binary.tar").write_bytes(header.tobuf() + bytes(1024))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"^x is no batch"):
+            cifar10.parse_python("x", b"\x80\x05\x96" + (10**9).to_bytes(8, "little") + b".")
+        with pytest.raises(InputError, match=r"claims 1,000,000,\d+ bytes"):
+            load_cifar10(str(tmp_path))
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_flipped_byte_in_an_archive_is_found(tmp_path):
+    path = pack(tmp_path, "bin", members("bin"))
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1  # of the checksum at the end
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"CRC check failed.*; fetch the file again"):
         load_cifar10(str(tmp_path))
 
 

@@ -119,6 +119,11 @@ def test_every_inner_step_has_a_mask_of_its_own():
     assert len({mask.tobytes() for mask in seen}) == 4
 
 
+def test_dropout_of_nearly_all_drops_nearly_all():
+    dropped = np.asarray(networks.dropout(jnp.ones(100_000), 1 - 1e-7, jax.random.key(0)))
+    assert (dropped != 0).sum() < 20  # in the mean 1.5
+
+
 def test_dropout_keeps_the_mean_and_the_rate():
     dropped = np.asarray(networks.dropout(jnp.ones(100_000), 0.3, jax.random.key(0)))
     assert np.mean(dropped == 0) == pytest.approx(0.3, abs=0.01)

@@ -30,9 +30,11 @@ from matplotlib.ticker import LogLocator, NullLocator
 from rich.progress import track
 
 import evaluation
+import files
 import report
 import train
 from datasets import Dataset
+from errors import one_line_errors
 from evaluation import Model
 from spectrum import train_to_the_end
 
@@ -164,7 +166,6 @@ COLUMNS = {
     "test error": ".2f",
     "test loss": ".4f",
     "calibration error": ".2f",
-    "agreement": ".2f",
 }
 
 
@@ -184,19 +185,30 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def agreements(results: dict[str, dict[str, Any]]) -> str:
+    """The means, without an error: the seeds' own values have pairs in common."""
+    means = (f"{train.NAMES[o]} {np.mean(v['agreement']):.2f}" for o, v in results.items())
+    return f"Agreement of two seeds, in percent: {', '.join(means)}\n"
+
+
 def comparison(results: dict[str, dict[str, Any]]) -> str:
     """Entropy-SGD's errors less the others', seed by seed, one row for each damage."""
     others = [optimizer for optimizer in results if optimizer != "entropy_sgd"]
     headings = ["Entropy-SGD's error less that of", *(train.NAMES[other] for other in others)]
     rows = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+
+    def add(label: str, error_of: Callable[[dict[str, Any]], np.ndarray]) -> None:
+        ours, theirs = error_of(results["entropy_sgd"]), (error_of(results[o]) for o in others)
+        cells = [paired.difference(ours, errors, ".2f") for errors in theirs]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+
+    add("undamaged", lambda values: np.array(values["test error"]))
     for name, damage in DAMAGES.items():
-        errors = {optimizer: np.array(values[name]) for optimizer, values in results.items()}
         for index, value in enumerate(damage.values):
-            cells = [
-                paired.difference(errors["entropy_sgd"][:, index], errors[other][:, index], ".2f")
-                for other in others
-            ]
-            rows.append(f"| {damage.label} {value:g} | {' | '.join(cells)} |")
+            add(
+                f"{damage.label} {value:g}",
+                lambda values, name=name, index=index: np.array(values[name])[:, index],
+            )
     return "\n".join(rows) + "\n"
 
 
@@ -249,7 +261,7 @@ def main() -> None:
         if optimizer not in done:
             flags = runs.command(workload, "tuned", optimizer, options)
             done[optimizer] = compete([*flags, "--measurements", "1"])
-            path.write_text(json.dumps(known, indent=1) + "\n")
+            files.write_whole(path, json.dumps(known, indent=1) + "\n")
     parts = []
     for workload, everything in known.items():
         results = {
@@ -259,12 +271,15 @@ def main() -> None:
         seeds = len(next(iter(results.values()))["test error"])
         title = f"{workload}, mean and standard error over {seeds} seeds"
         parts += [title, table(results)]
+        if not options.skip:  # each value is of one seed with all others, the first ones too
+            parts.append(agreements(results))
         if "entropy_sgd" in results:
             parts += ["Differences with their 95 % intervals", comparison(results)]
         draw(results, title, path.with_name(f"{workload}-{path.stem}.png"))
-    path.with_suffix(".md").write_text("\n\n".join(parts))
+    files.write_whole(path.with_suffix(".md"), "\n\n".join(parts))
     print("\n".join(parts))
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("robustness.py"):
+        main()

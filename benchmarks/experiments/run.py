@@ -26,6 +26,7 @@ import numpy as np
 import paired
 import tune  # also finds the examples
 
+import files
 import logs
 import report
 import train
@@ -61,6 +62,7 @@ def run(name: str, flags: list[str], options: argparse.Namespace) -> None:
     """Trains unless that is done, and keeps a copy of the log."""
     kept, folder = HERE / "logs" / f"{name}.jsonl", options.work / name
     if kept.exists():
+        print(f"{name}: kept in {kept.parent}, not run again", flush=True)
         return
     print(f"{name}: {' '.join(flags)}", flush=True)
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
@@ -69,7 +71,7 @@ def run(name: str, flags: list[str], options: argparse.Namespace) -> None:
     )
     if done.returncode == 0:
         kept.parent.mkdir(exist_ok=True)
-        shutil.copy(folder / logs.FILE, kept)
+        files.write_whole(kept, (folder / logs.FILE).read_text())
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
@@ -163,7 +165,7 @@ def main() -> None:
         if flags := command(workload, variant, optimizer, options):
             run(f"{workload}-{variant}-{optimizer}", flags, options)
     groups = finished()
-    (HERE / "table.md").write_text(table(groups))
+    files.write_whole(HERE / "table.md", table(groups))
     draw(groups)
 
 

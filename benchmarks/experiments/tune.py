@@ -4,9 +4,10 @@
     python benchmarks/experiments/tune.py --data-dir DIR --workloads mnistfc --effective-epochs 5
     python benchmarks/experiments/tune.py --data-dir DIR --workloads lenet --finalists 3 --seeds 3
 
-The test sets are not read. Every finished setting is written to `tuning.json` at once, and the same
-command goes on where it was stopped. `run.py` takes the settings with the lowest mean validation
-score for its variant "tuned", of those tried with the most seeds: one seed may be lucky at a
+The test sets are not read. Further flags of `examples/train.py` become part of the settings. Every
+finished setting is written to `tuning.json` at once, and the same command goes on where it was
+stopped. `run.py` takes the settings with the lowest mean validation score for its variant "tuned",
+of those tried with the most seeds, then with the most effective epochs: one seed may be lucky at a
 learning rate where others diverge, so that finalists have to show it again.
 """
 
@@ -24,10 +25,12 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "examples"))
 
+import files  # noqa: E402
 import report  # noqa: E402
 import train  # noqa: E402
 import training  # noqa: E402
 import workloads  # noqa: E402
+from errors import one_line_errors  # noqa: E402
 
 FOLDERS = {"mnistfc": "mnist", "lenet": "mnist", "allcnn": "cifar10", "ptb": "ptb"}  # else text
 EPOCHS = {"mnistfc": 2.0, "lenet": 1.0, "char_lstm": 0.3}  # of each setting
@@ -222,14 +225,14 @@ def try_setting(flags: list[str], score: report.Score) -> dict[str, Any]:
 
 
 def ranking(results: list[dict[str, Any]], workload: str, optimizer: str) -> list[dict[str, Any]]:
-    """By the mean score, those with the most seeds first; none of which a seed diverged."""
+    """By the mean score, the most seeds and epochs first; none of which a seed diverged."""
 
-    def rank(result: dict[str, Any]) -> tuple[int, float]:
+    def rank(result: dict[str, Any]) -> tuple[int, float, float]:
         seeds = len(result["scores"])
-        return -seeds, sum(result["scores"]) / seeds
+        return -seeds, -result["effective_epochs"], sum(result["scores"]) / seeds
 
     own = [r for r in results if (r["workload"], r["optimizer"]) == (workload, optimizer)]
-    return sorted((result for result in own if math.isfinite(rank(result)[1])), key=rank)
+    return sorted((result for result in own if math.isfinite(rank(result)[-1])), key=rank)
 
 
 def main() -> None:
@@ -247,23 +250,26 @@ def main() -> None:
         epochs = options.effective_epochs or EPOCHS[workload]
         tried = [r for r in ranking(results, workload, optimizer) if len(r["scores"]) == 1]
         candidates = [r["settings"] for r in tried[: options.finalists]] or [
-            [*FIXED, *OWN[workload], *as_flags(values)] for values in grid(workload, optimizer)
+            [*FIXED, *OWN[workload], *as_flags(values), *more]
+            for values in grid(workload, optimizer)
         ]
         for chosen in candidates:
             key = {"workload": workload, "optimizer": optimizer, "settings": chosen}
+            key["effective_epochs"] = epochs
             done = [result for result in results if key.items() <= result.items()]
             if any(len(result["scores"]) >= options.seeds for result in done):
                 continue
-            flags = [workload, "--optimizer", optimizer, *chosen, "--validation", *more]
+            flags = [workload, "--optimizer", optimizer, *chosen, "--validation"]
             flags += ["--data-dir", data_folder(options.data_dir, workload)]
             flags += ["--effective-epochs", str(epochs), "--measurements", "2"]
             flags += ["--seeds", str(options.seeds)]
             score = report.SCORES[workloads.get(workload).score]
             results.append(key | try_setting(flags, score))
             rows = ",\n".join(map(json.dumps, results))
-            options.out.write_text(f"[\n{rows}\n]\n")
+            files.write_whole(options.out, f"[\n{rows}\n]\n")
             print(f"{workload} {optimizer} {' '.join(chosen)}: {results[-1]['scores']}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("tune.py"):
+        main()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from datasets import Dataset
+from errors import InputError
 from evaluation import Model
 from networks import dropout, pure, split
 from settings import Settings
@@ -87,6 +88,8 @@ def make_model(settings: Settings, dataset: Dataset, classes: int) -> Model:
     """Six blocks of 256, unless `--layers` and `--width` say otherwise."""
     longest, width = dataset.train_inputs.shape[1], settings.width or WIDTH
     layers = settings.layers or LAYERS
+    if width > HEAD and width % HEAD:
+        raise InputError(f"--width {width}: up to {HEAD}, or a multiple of it, for heads of {HEAD}")
     return pure(
         lambda rngs: Network(classes, longest, width, layers, settings.dropout, rngs), CHUNK
     )

@@ -68,7 +68,7 @@ class Network(nnx.Module):
     def __init__(
         self, symbols: int, width: int, layers: int, rate: float, init: Any, rngs: nnx.Rngs
     ):
-        """All weights are drawn from `init`."""
+        """All weights are drawn from `init`; biases start at zero, which is ours."""
         self.embedding = nnx.Embed(symbols, width, embedding_init=init, rngs=rngs)
         self.layers = nnx.List(LSTM(width, width, init, rngs) for _ in range(layers))
         self.last = nnx.Linear(width, symbols, kernel_init=init, rngs=rngs)
