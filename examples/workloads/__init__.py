@@ -37,8 +37,8 @@ class Workload(NamedTuple):
     one_by_one: bool = False  # whether the seeds train in turn, in the memory of one
 
 
-# All ours, but for Parle's, which are its authors' code, and SNOO's outer rate, which is DiLoCo's.
-# Workloads replace what the paper says.
+# All ours, but for Parle's, which are its authors' code without its drops of the rate, and SNOO's
+# outer rate, which is DiLoCo's. Workloads replace what the paper says.
 USUAL: dict[str, dict[str, Any]] = {
     "entropy_sgd": {"learning_rate": 1.0},
     "entropy_adam": {"learning_rate": 0.01, "b1": 0.5},

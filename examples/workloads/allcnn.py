@@ -28,6 +28,7 @@ PAPER = {
 ENTROPY = {
     "inner_steps": 20,  # text: L
     "learning_rate": 1.0,  # text: η
+    "momentum": 0.0,  # code; text has Nesterov's outside too
     "schedule": "step",
     "drop_at": (0.4, 0.8),  # text: every 4 of 10 epochs; code after 3 and 6
     "drop_by": 5.0,  # text

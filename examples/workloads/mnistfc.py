@@ -20,12 +20,13 @@ GREY = 126  # text: pixels become (x − 126) / 126
 
 PAPER = {
     "effective_epochs": 100.0,  # text: 5 epochs of L = 20; its table says 120
-    "batch_size": 128,  # code
+    "batch_size": 128,  # code, of Entropy-SGD; its Adam has 256
     "dropout": 0.15,  # text; code 0.5
 }
 ENTROPY = {
     "inner_steps": 20,  # text: L
     "learning_rate": 1.0,  # text: η
+    "momentum": 0.0,  # code; text has Nesterov's outside too
     "schedule": "step",
     "drop_at": (0.4,),  # text: after epoch 2 of 5
     "drop_by": 10.0,  # text

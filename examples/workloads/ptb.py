@@ -35,6 +35,7 @@ PAPER = {
 ENTROPY = {
     "inner_steps": 5,  # text: L
     "learning_rate": 1.0,  # text: η
+    "momentum": 0.0,  # code; text has Nesterov's outside too
     "schedule": "step",
     "drop_at": (0.6, 0.8),  # text: after each epoch from the third of 5
     "drop_by": 10.0,  # text
