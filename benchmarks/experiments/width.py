@@ -260,18 +260,17 @@ def main() -> None:
     data, path = parser.parse_args().data_dir, HERE / "width.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     with Progress() as progress:
-        for name, condition, optimizer in [
-            (*named, optimizer) for named in CONDITIONS.items() for optimizer in named[1].grids
-        ]:
+        for name, condition in CONDITIONS.items():
             workload, place = condition.flags[0], []
             if workload in tune.FOLDERS:
                 if data is None:
                     continue
                 place = ["--data-dir", tune.data_folder(data, workload)]
-            results = known.setdefault(name, {}).setdefault(optimizer, {})
-            track = functools.partial(progress.track, description=f"{name}, {optimizer}")
-            for _ in compete(optimizer, condition, results, track, place):
-                files.write_whole(path, json.dumps(known, indent=1))
+            for optimizer in condition.grids:
+                results = known.setdefault(name, {}).setdefault(optimizer, {})
+                track = functools.partial(progress.track, description=f"{name}, {optimizer}")
+                for _ in compete(optimizer, condition, results, track, place):
+                    files.write_whole(path, json.dumps(known, indent=1))
     names = [train.NAMES[name] for name in DIGITS]
     names += [f"{train.NAMES[name]} less the best baseline" for name in OURS]
     table = f"| condition | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}\n"
