@@ -15,9 +15,7 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path:
                 return path
     except OSError as error:
         raise InputError(f"cannot look for {name} in {folder}: {error.strerror}") from error
-    raise InputError(
-        f"no {name} or {name}.gz in {folder}; train.py --download fetches public files"
-    )
+    raise InputError(f"no {name} or {name}.gz in {folder}")
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

@@ -18,7 +18,7 @@ import evaluation
 import report
 import training
 from datasets import Dataset
-from errors import one_line_errors
+from errors import InputError, one_line_errors
 
 SCRIPT = pathlib.Path(digits.__file__)
 
@@ -144,7 +144,9 @@ def test_effective_epochs_count_gradient_evaluations(epochs, rounds):
 
 
 def test_the_smallest_budget_is_one_round():
-    assert training.make_budget(1, examples=100, batch_size=100, inner_steps=20).rounds == 1
+    assert training.make_budget(10, examples=100, batch_size=100, inner_steps=20).rounds == 1
+    with pytest.raises(InputError, match=r"are 9 gradient .* allowed are 10, half a round"):
+        training.make_budget(9, examples=100, batch_size=100, inner_steps=20)
 
 
 def test_segments_add_up_and_are_few():
