@@ -250,7 +250,7 @@ CALLS: dict[str, Case] = {
     ),
     "parameters of another structure, anchor_params": (
         lambda: anchor_of_what_is_wrapped(optax.contrib.split_real_and_imaginary, jnp.complex64),
-        ("`params`", "pytree structure", "split_real_and_imaginary", "nnx.as_pure"),
+        ("`params`", "split_real_and_imaginary", "nnx.as_pure"),
     ),
     "no EntropicState, anchor_params": (
         lambda: anchor_params(optax.adam(0.1).init(PARAMS), PARAMS),
