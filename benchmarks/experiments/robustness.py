@@ -191,24 +191,24 @@ def agreements(results: dict[str, dict[str, Any]]) -> str:
     return f"Agreement of two seeds, in percent: {', '.join(means)}\n"
 
 
+def errors_by_damage(values: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Of each seed, undamaged and with each damage."""
+    found = {"undamaged": np.array(values["test error"])}
+    for name, damage in DAMAGES.items():
+        for value, column in zip(damage.values, np.array(values[name]).T, strict=True):
+            found[f"{damage.label} {value:g}"] = column
+    return found
+
+
 def comparison(results: dict[str, dict[str, Any]]) -> str:
     """Entropy-SGD's errors less the others', seed by seed, one row for each damage."""
     others = [optimizer for optimizer in results if optimizer != "entropy_sgd"]
     headings = ["Entropy-SGD's error less that of", *(train.NAMES[other] for other in others)]
     rows = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-
-    def add(label: str, error_of: Callable[[dict[str, Any]], np.ndarray]) -> None:
-        ours, theirs = error_of(results["entropy_sgd"]), (error_of(results[o]) for o in others)
-        cells = [paired.difference(ours, errors, ".2f") for errors in theirs]
+    theirs = [errors_by_damage(results[other]) for other in others]
+    for label, ours in errors_by_damage(results["entropy_sgd"]).items():
+        cells = [paired.difference(ours, their[label], ".2f") for their in theirs]
         rows.append(f"| {label} | {' | '.join(cells)} |")
-
-    add("undamaged", lambda values: np.array(values["test error"]))
-    for name, damage in DAMAGES.items():
-        for index, value in enumerate(damage.values):
-            add(
-                f"{damage.label} {value:g}",
-                lambda values, name=name, index=index: np.array(values[name])[:, index],
-            )
     return "\n".join(rows) + "\n"
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import chex
 import jax
 
-from entropy_sgd_jax import _trees
-from entropy_sgd_jax._checks import same_tree
+from entropy_sgd_jax import _checks, _trees
 from entropy_sgd_jax.flatness import checks
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 
@@ -88,7 +87,7 @@ def hessian_vector_product(
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
     """
     checks.params(params)
-    same_tree("vector", vector, params)
+    _checks.same_tree("vector", vector, params)
     data = DataSet(batches, batch_size, single_pass=True)
     return _trees.cast_like(operator(loss, params, data)(vector), params)
 
