@@ -87,3 +87,11 @@ def judge(
             rest = sums((inputs[whole:], labels[whole:]))
             totals = jax.tree.map(jnp.add, totals, rest)
     return totals[0] / labels.size, totals[1] / labels.size
+
+
+def prune(params: Params, fraction: Any) -> Params:
+    """The smallest weights of all matrices and kernels together, so many of them, are zero."""
+    sizes = jnp.concatenate([jnp.abs(w).ravel() for w in jax.tree.leaves(params) if w.ndim > 1])
+    kept_from = jnp.minimum(jnp.round(fraction * sizes.size).astype(int), sizes.size - 1)
+    least = jnp.sort(sizes)[kept_from]
+    return jax.tree.map(lambda w: jnp.where(jnp.abs(w) < least, 0, w) if w.ndim > 1 else w, params)

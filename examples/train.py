@@ -27,6 +27,7 @@ with one_line_errors("train.py"):
 
     import contestants
     import download
+    import evaluation
     import logs
     import report
     import settings
@@ -34,7 +35,6 @@ with one_line_errors("train.py"):
     import workloads
     from checkpoints import Checkpoints
     from datasets import Dataset
-    from evaluation import Model
 
 NAMES = {
     "entropy_sgd": "Entropy-SGD",
@@ -63,6 +63,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--measurements", type=settings.positive, default=20, help="at most so many (default 20)"
     )
+    parser.add_argument(
+        "--prune", type=settings.below_one, default=0.0, metavar="FRACTION",
+        help="judge the networks without this fraction of their weights, the smallest",
+    )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument("--data-dir", help="folder of the files; with --download, where to put them")
     data.add_argument(
@@ -90,7 +94,7 @@ class Run(NamedTuple):
     workload: workloads.Workload
     settings: settings.Settings
     dataset: Dataset
-    model: Model
+    model: evaluation.Model
     contestant: training.Contestant
     budget: training.Budget
 
@@ -104,6 +108,8 @@ def prepare(options: argparse.Namespace) -> Run:
     contestant, budget = contestants.prepare(
         options.optimizer, chosen, len(dataset.train_labels), options.measurements
     )
+    if options.prune:
+        contestant = judged_pruned(contestant, options.prune)
     model = workload.make_model(chosen, dataset, classes)
     return Run(workload, chosen, dataset, model, contestant, budget)
 
@@ -135,6 +141,12 @@ def alter(dataset: Dataset, examples: int | None, label_noise: float) -> Dataset
     return dataset._replace(train_inputs=inputs, train_labels=labels)
 
 
+def judged_pruned(contestant: training.Contestant, fraction: float) -> training.Contestant:
+    """It trains as before."""
+    whole = contestant.reported
+    return contestant._replace(reported=lambda params: evaluation.prune(whole(params), fraction))
+
+
 def describe(options: argparse.Namespace, run: Run) -> dict[str, Any]:
     """All that the numbers depend on; a training is only continued where it is the same."""
     data = 0
@@ -150,6 +162,7 @@ def describe(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         "part": "test" if options.validation is None else "validation",
         "examples": len(run.dataset.train_labels),
         "label_noise": options.label_noise,
+        "prune": options.prune,
         "data": f"{data:08x}",
         "gradient_evaluations": run.budget.gradient_evaluations,
     }

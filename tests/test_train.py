@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 import checkpoints
 import contestants
+import evaluation
 import logs
+import spectrum
 import train
 import workloads
 from cifar10 import RECORD
@@ -221,6 +224,28 @@ def test_label_noise_and_fewer_examples(data):
     np.testing.assert_array_equal(plain.test_labels, noisy.test_labels)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "parle"])
+def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
+    """Against the same training, judged after NumPy removed nine tenths of the weights."""
+    flags = ["digits", "--optimizer", optimizer, "--effective-epochs", "5", "--measurements", "1"]
+    last, params = {}, {}
+    for more in ([], ["--prune", "0.9"]):
+        run = train.prepare(train.parse_arguments([*flags, *more]))
+        params[len(more)], last[len(more)] = spectrum.train_to_the_end(
+            run.contestant, run.model, run.dataset, run.budget, 1
+        )
+    kernels = [np.array(w[0]) for w in jax.tree.leaves(params[0]) if w.ndim > 2]
+    least = np.sort(np.abs(np.concatenate([w.ravel() for w in kernels])))[round(0.9 * 8832)]
+    pruned = jax.tree.map(
+        lambda w: np.where((w.ndim > 2) & (np.abs(w) < least), 0, w)[0], jax.device_get(params[0])
+    )
+    _, loss, error = evaluation.measure(run.model, pruned, run.dataset)
+    np.testing.assert_allclose(last[2].test_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(last[2].test_error, error, rtol=1e-5)
+    assert last[2].test_error > last[0].test_error
+    assert sum((np.asarray(w) != 0).sum() for w in jax.tree.leaves(params[2]) if w.ndim > 2) == 883
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -236,6 +261,7 @@ def test_label_noise_and_fewer_examples(data):
         ("digits --learning-rate -1", "--learning-rate"),
         ("digits --momentum 1", "from 0 to below 1"),
         ("digits --averaging 2", "averaging"),
+        ("digits --prune 1", "--prune"),
         ("digits --examples 2000", "--examples 2000"),
         ("digits --validation 2000", "--validation 2000 leaves nothing"),
         ("digits --batch-size 2000", "--batch-size 2000 is above"),

@@ -40,6 +40,7 @@ from spectrum import train_to_the_end
 
 HERE = pathlib.Path(__file__).parent
 DRAWS = 3  # of the noise, for each strength and seed
+OPTIMIZERS = list(tune.GRIDS["lenet"])
 BINS = 15  # of the calibration error
 CHUNK = 2_000  # test examples at once
 
@@ -55,10 +56,7 @@ def noisy(weights: list[jax.Array], strength: Any, key: jax.Array) -> list[jax.A
 
 def pruned(weights: list[jax.Array], percent: Any, key: jax.Array) -> list[jax.Array]:
     """The smallest weights of the network, so many percent of all, are zero."""
-    sizes = jnp.sort(jnp.concatenate([jnp.abs(w).ravel() for w in weights]))
-    count = jnp.round(percent / 100 * sizes.size).astype(int)
-    least = sizes[jnp.minimum(count, sizes.size - 1)]
-    return [jnp.where(jnp.abs(w) < least, 0, w) for w in weights]
+    return evaluation.prune(weights, percent / 100)
 
 
 def rounded(weights: list[jax.Array], bits: Any, key: jax.Array) -> list[jax.Array]:
@@ -234,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/")
     parser.add_argument("--workloads", nargs="+", choices=("mnistfc", "lenet"), default=["lenet"])
-    parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     parser.add_argument("--seeds", type=int, help="default 5")
     parser.add_argument("--tuning", type=pathlib.Path, default=HERE / "tuning.json")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "robustness.json")

@@ -33,15 +33,19 @@ import workloads  # noqa: E402
 from errors import one_line_errors  # noqa: E402
 
 FOLDERS = {"mnistfc": "mnist", "lenet": "mnist", "allcnn": "cifar10", "ptb": "ptb"}  # else text
-EPOCHS = {"mnistfc": 2.0, "lenet": 1.0, "char_lstm": 0.3}  # of each setting
+EPOCHS = {"mnistfc": 2.0, "lenet": 1.0, "char_lstm": 0.3, "char_gpt": 0.5}  # of each setting
 # Of both loops a cosine; the inner momentum lives on.
 FIXED = ["--schedule", "cosine", "--inner-schedule", "cosine", "--no-reset-inner-state"]
 # The dropout of the paper's Entropy-SGD; smaller batches than the paper's 128 for the LSTM, which
-# otherwise would make few steps.
+# otherwise would make few steps; a GPT that a CPU can train.
 OWN = {
     "mnistfc": ["--dropout", "0.15"],
     "lenet": ["--dropout", "0.25"],
     "char_lstm": ["--dropout", "0", "--batch-size", "32"],
+    "char_gpt": [
+        *("--dropout", "0", "--batch-size", "32"),
+        *("--width", "96", "--layers", "3", "--length", "64"),
+    ],
 }
 SCHEDULES = ("constant", "cosine")  # of the outer learning rate
 # For each optimizer rounds of 12; a second one lies around the best of the first.
@@ -183,8 +187,39 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
             },
         ],
     },
+    "char_gpt": {
+        "sgd": [{"learning_rate": (0.1, 0.3, 1.0, 3.0), "momentum": (0.8, 0.9, 0.95)}],
+        "adamw": [{"learning_rate": (1e-3, 2e-3, 4e-3, 8e-3), "b1": (0.7, 0.8, 0.9)}],
+        "sam": [{"learning_rate": (0.3, 1.0, 3.0), "rho": (0.02, 0.05, 0.1, 0.2)}],
+        "entropy_sgd": [
+            {
+                "inner_learning_rate": (0.3, 1.0, 3.0),
+                "momentum": (0.0, 0.5),
+                "inner_steps": (5, 20),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            }
+        ],
+        "entropy_adam": [
+            {
+                "learning_rate": (3e-3, 0.01),
+                "inner_learning_rate": (0.3, 1.0, 3.0),
+                "inner_steps": (5, 20),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            }
+        ],
+        "snoo": [
+            {
+                "inner_learning_rate": (2e-3, 4e-3, 8e-3),
+                "momentum": (0.3, 0.6),
+                "inner_steps": (5, 20),
+                "schedule": ("constant",),
+            }
+        ],
+    },
 }
-OPTIMIZERS = list(GRIDS["mnistfc"])
+OPTIMIZERS = list(dict.fromkeys(itertools.chain(*GRIDS.values())))
 
 
 def grid(workload: str, optimizer: str) -> list[dict[str, Any]]:
@@ -247,6 +282,8 @@ def main() -> None:
     options, more = parser.parse_known_args()
     results = json.loads(options.out.read_text()) if options.out.exists() else []
     for workload, optimizer in itertools.product(options.workloads, options.optimizers):
+        if optimizer not in GRIDS[workload]:
+            continue
         epochs = options.effective_epochs or EPOCHS[workload]
         tried = [r for r in ranking(results, workload, optimizer) if len(r["scores"]) == 1]
         candidates = [r["settings"] for r in tried[: options.finalists]] or [
