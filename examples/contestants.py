@@ -181,7 +181,7 @@ def schedule(settings: Settings, steps: int) -> optax.ScalarOrSchedule:
     """The learning rate over so many updates."""
     peak, by = settings.learning_rate, settings.drop_by
     if settings.schedule == "cosine":
-        return optax.cosine_decay_schedule(peak, steps)
+        return cosine(peak, settings.warmup, steps)
     if settings.schedule == "step" and settings.drop_at:
         drops = jnp.array([at * steps for at in settings.drop_at])
         return lambda count: peak / by ** (count >= drops).sum().astype(jnp.float32)
@@ -192,8 +192,16 @@ def inner_rate(settings: Settings, gradients: int) -> optax.ScalarOrSchedule:
     """η′ over so many gradients."""
     peak = settings.inner_learning_rate
     if settings.inner_schedule == "cosine":
-        return optax.cosine_decay_schedule(peak, gradients)
+        return cosine(peak, settings.warmup, gradients)
     return peak
+
+
+def cosine(peak: float, warmup: float, steps: int) -> optax.Schedule:
+    """Up to `peak` in a straight line over a fraction `warmup` of the steps, and down to zero."""
+    rising = min(round(warmup * steps), steps - 1)
+    if rising == 0:
+        return optax.cosine_decay_schedule(peak, steps)
+    return optax.warmup_cosine_decay_schedule(peak / rising, peak, rising, steps)
 
 
 def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class Settings:
     schedule: str = flag("constant", SCHEDULES, "of the learning rate")
     drop_at: tuple[float, ...] = flag((), below_one, "step: fractions of the budget, one per drop")
     drop_by: float = flag(10.0, above_zero, "step: divisor at each drop")
+    warmup: float = flag(0.0, below_one, "cosine: first part of the budget, in which rates rise")
     momentum: float = flag(0.0, below_one, "Nesterov momentum; outer where there are two loops")
     b1: float = flag(0.9, below_one, "Adam's first decay")
     b2: float = flag(0.999, below_one, "Adam's second decay")
@@ -131,4 +132,6 @@ def override(settings: Settings, options: argparse.Namespace) -> Settings:
         raise InputError("--schedule step needs --drop-at, the fractions of the budget to drop at")
     if {"drop_at", "drop_by"} & {*given} and chosen.schedule != "step":
         raise InputError(f"--drop-at and --drop-by need --schedule step; got {chosen.schedule}")
+    if "warmup" in given and "cosine" not in (chosen.schedule, chosen.inner_schedule):
+        raise InputError("--warmup needs --schedule cosine or --inner-schedule cosine")
     return chosen

@@ -270,6 +270,7 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
         ("digits --width -1", "a whole number of at least 0"),
         ("digits --drop-at 0.5 --schedule cosine", "--drop-at and --drop-by need --schedule step"),
         ("digits --schedule step", "--schedule step needs --drop-at"),
+        ("mnistfc --warmup 0.1", "--warmup needs --schedule cosine"),
         ("digits --effective-epochs 1 --inner-steps 1000", "allowed are 500, half a round, to"),
         ("digits --effective-epochs 1e300", "gradient evaluations; allowed are"),
         ("char_gpt --text {text} --width 100", "--width 100: up to 32, or a multiple"),

@@ -205,6 +205,15 @@ def test_only_the_last_symbols_of_a_window_count():
     np.testing.assert_allclose(losses[0, 0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("warmup", "rising"), [(0.0, 0), (0.25, 5), (0.99, 19)])
+def test_cosine_rises_in_a_straight_line_and_falls_to_zero(warmup, rising):
+    chosen = settings.Settings(learning_rate=8.0, schedule="cosine", warmup=warmup)
+    rates = jax.vmap(contestants.schedule(chosen, 20))(jnp.arange(21))
+    line = 8.0 / max(rising, 1) * (1 + np.arange(rising) * (1 - 1 / max(rising, 1)))
+    fall = 4.0 * (1 + np.cos(np.pi * np.arange(21 - rising) / (20 - rising)))
+    np.testing.assert_allclose(rates, np.concatenate([line, fall]), atol=1e-5)
+
+
 def test_step_schedule_divides_at_each_fraction():
     chosen = settings.Settings(
         learning_rate=8.0, schedule="step", drop_at=(0.25, 0.5, 0.5), drop_by=2.0

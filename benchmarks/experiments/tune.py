@@ -189,7 +189,7 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
     },
     "char_gpt": {
         "sgd": [{"learning_rate": (0.1, 0.3, 1.0, 3.0), "momentum": (0.8, 0.9, 0.95)}],
-        "adamw": [{"learning_rate": (1e-3, 2e-3, 4e-3, 8e-3), "b1": (0.7, 0.8, 0.9)}],
+        "adamw": [{"learning_rate": (2e-3, 4e-3, 8e-3, 0.016), "b1": (0.7, 0.8, 0.9)}],
         "sam": [{"learning_rate": (0.3, 1.0, 3.0), "rho": (0.02, 0.05, 0.1, 0.2)}],
         "entropy_sgd": [
             {

@@ -24,7 +24,13 @@ ALL_CHARACTERS = 1 << 30
 CHUNK = 200  # windows evaluated at once
 normal = nnx.initializers.normal(0.02)
 
-COMMON = {"effective_epochs": 10.0, "batch_size": 64, "dropout": 0.1, "clip_norm": 1.0}
+COMMON = {
+    "effective_epochs": 10.0,
+    "batch_size": 64,
+    "dropout": 0.1,
+    "clip_norm": 1.0,
+    "warmup": 0.1,
+}
 ENTROPY = {"inner_steps": 5, "inner_learning_rate": 0.1, "schedule": "cosine"}
 
 
