@@ -10,7 +10,7 @@ all of the training set. On MNIST, where at the highest rates some seeds diverge
 2 seeds are tried on 10; of LeNet, with 18 settings for each of four optimizers, those of 1 seed on
 3, and the best on 5. All spend about 1,000 gradient evaluations, SAM's second ones counted, and
 anneal along a cosine. Weight decay is one of the choices for all. An hour on one CPU core for the
-digits, two more for MNIST; what is finished is kept in `width.json`, and the same command goes on.
+digits, three more for MNIST; what is finished is kept in `width.json`: the same command goes on.
 Writes `width.md`.
 """
 
