@@ -193,13 +193,16 @@ def _limits(curves: list[Curves], score: Score) -> tuple[float, float] | None:
 COLOURS = {"SGD": "tab:blue", "Adam": "tab:orange", "SAM": "tab:green", "Parle": "tab:red"}
 
 
+def colour(name: str) -> str:
+    return next((own for known, own in COLOURS.items() if name.endswith(known)), "tab:purple")
+
+
 def draw_band(axes: Axes, name: str, places: Any, values: np.ndarray) -> None:
     """A line for the mean over the seeds and a band of one standard error around it."""
     mean, error = values.mean(axis=-1), standard_error(values)
-    colour = next((own for known, own in COLOURS.items() if name.endswith(known)), "tab:purple")
     style = "-" if name.startswith(("Entropy", "SNOO", "Parle")) else "--"
-    axes.plot(places, mean, style, color=colour, label=name)
-    axes.fill_between(places, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+    axes.plot(places, mean, style, color=colour(name), label=name)
+    axes.fill_between(places, mean - error, mean + error, color=colour(name), alpha=0.2, lw=0)
 
 
 def figure_path(text: str) -> pathlib.Path:

@@ -12,6 +12,7 @@ import pytest
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "experiments"))
 
+import overview
 import paired
 import robustness
 import tune
@@ -82,6 +83,15 @@ def test_interval_of_a_paired_difference() -> None:
     """Of 1, 2, 3: mean 2, standard error 1/√3, and the quantile of Student's law 4.3027."""
     found = paired.difference(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]), ".2f")
     assert found == "+2.00 ± 2.48"
+
+
+def test_overview_is_in_percent_of_the_best_baseline() -> None:
+    """Of 1, 2, 3 beside a mean of 4: mean and interval of the test above, times 25."""
+    best = np.array([5.0, 3.0, 4.0])
+    scores = {"SGD": best + 1, "Adam": best, "SNOO": best + np.array([1.0, 2.0, 3.0])}
+    (name, (mean, margin)), *others = overview.differences(scores).items()
+    assert (name, others) == ("SNOO", [])
+    np.testing.assert_allclose([mean, margin], [50, 25 * 4.3027 / np.sqrt(3)], rtol=1e-4)
 
 
 def test_differences_are_taken_seed_by_seed() -> None:

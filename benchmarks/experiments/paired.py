@@ -8,9 +8,14 @@ import numpy as np
 from scipy import stats
 
 
-def difference(ours: np.ndarray, others: np.ndarray, digits: str) -> str:
-    """The mean of what one has less than the other, seed by seed, with its 95 % interval."""
+def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """The mean of what one has less than the other, seed by seed, and half its 95 % interval."""
     less = np.asarray(ours) - np.asarray(others)
     quantile = stats.t.ppf(0.975, len(less) - 1)
-    margin = quantile * less.std(ddof=1) / math.sqrt(len(less))
-    return f"{less.mean():+{digits}} ± {margin:{digits}}"
+    return float(less.mean()), float(quantile * less.std(ddof=1) / math.sqrt(len(less)))
+
+
+def difference(ours: np.ndarray, others: np.ndarray, digits: str) -> str:
+    """The same in words, such as "+0.02 ± 0.05"."""
+    mean, margin = interval(ours, others)
+    return f"{mean:+{digits}} ± {margin:{digits}}"
