@@ -33,7 +33,10 @@ LINEAR = 2.0  # percent: beyond it the axis is logarithmic
 
 
 def tasks() -> dict[str, dict[str, np.ndarray]]:
-    """The scores of all seeds by task and optimizer, the lower the better."""
+    """The scores of all seeds by task and optimizer, the lower the better.
+
+    Only tasks in which one of ours and a baseline are finished.
+    """
     found = {}
     # Not "short", which has the settings of another length.
     for variant, settings in {"paper": "the paper's settings", "tuned": "tuned"}.items():
@@ -43,8 +46,13 @@ def tasks() -> dict[str, dict[str, np.ndarray]]:
                 found[title] = {one.curves.name: one.scores[-1] for one in group}
     for condition, results in json.loads((HERE / "width.json").read_text()).items():
         title = condition if condition.endswith(("MNIST", "LeNet")) else f"{condition}, digits"
-        found[title] = {train.NAMES[name]: np.array(own["test"]) for name, own in results.items()}
-    return found
+        found[title] = {
+            train.NAMES[name]: np.array(own["test"])
+            for name, own in results.items()
+            if "test" in own
+        }
+    kinds = [{name in MARKERS for name in scores} for scores in found.values()]
+    return {title: found[title] for title, both in zip(found, kinds, strict=True) if len(both) == 2}
 
 
 def best_baseline(scores: dict[str, np.ndarray]) -> str:
