@@ -189,6 +189,7 @@ def _limits(curves: list[Curves], score: Score) -> tuple[float, float] | None:
     return 0.97 * least, min(1.3 * worst_end, 1.01 * means.max())
 
 
+TWO_LOOPS = ("Entropy-SGD", "Entropy-Adam", "SNOO", "Parle")
 # A method and its entropic form share a colour; two loops are solid.
 COLOURS = {"SGD": "tab:blue", "Adam": "tab:orange", "SAM": "tab:green", "Parle": "tab:red"}
 
@@ -200,7 +201,7 @@ def colour(name: str) -> str:
 def draw_band(axes: Axes, name: str, places: Any, values: np.ndarray) -> None:
     """A line for the mean over the seeds and a band of one standard error around it."""
     mean, error = values.mean(axis=-1), standard_error(values)
-    style = "-" if name.startswith(("Entropy", "SNOO", "Parle")) else "--"
+    style = "-" if name in TWO_LOOPS else "--"
     axes.plot(places, mean, style, color=colour(name), label=name)
     axes.fill_between(places, mean - error, mean + error, color=colour(name), alpha=0.2, lw=0)
 

@@ -14,7 +14,6 @@ import pathlib
 import numpy as np
 import paired
 import run
-import width
 from matplotlib.figure import Figure
 
 import report
@@ -27,7 +26,7 @@ TITLES = {
     "char_lstm": "LSTM",
     "char_gpt": "GPT",
 }
-MARKERS = dict(zip((train.NAMES[name] for name in width.OURS), "osD^", strict=True))
+MARKERS = dict(zip(report.TWO_LOOPS, "osD^", strict=True))
 TICKS = (-20, -10, -5, -2, 0, 2, 5, 10, 20, 40, 100)  # percent
 LINEAR = 2.0  # percent: beyond it the axis is logarithmic
 
@@ -37,10 +36,10 @@ def tasks() -> dict[str, dict[str, np.ndarray]]:
 
     Only tasks in which one of ours and a baseline are finished.
     """
-    found = {}
+    found, groups = {}, run.finished()
     # Not "short", which has the settings of another length.
     for variant, settings in {"paper": "the paper's settings", "tuned": "tuned"}.items():
-        for group in run.finished():
+        for group in groups:
             if group[0].variant == variant:
                 title = f"{TITLES[group[0].configuration['workload']]}, {settings}"
                 found[title] = {one.curves.name: one.scores[-1] for one in group}

@@ -92,7 +92,7 @@ class Finished(NamedTuple):
 
     @property
     def ours(self) -> bool:
-        return self.curves.name in ("Entropy-SGD", "Entropy-Adam", "SNOO")
+        return self.curves.name in report.TWO_LOOPS
 
 
 def finished() -> list[list[Finished]]:

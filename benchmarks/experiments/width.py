@@ -238,7 +238,7 @@ CONDITIONS = {
         seeds=5,
     ),
 }
-OURS = ("entropy_sgd", "entropy_adam", "snoo", "parle")
+OURS = tuple(name for name, shown in train.NAMES.items() if shown in report.TWO_LOOPS)
 
 
 def grid(condition: Condition, optimizer: str) -> list[list[str]]:
