@@ -7,6 +7,7 @@ them anew at the parameters to be evaluated. Each batch brings the key of its dr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,23 +88,36 @@ def max_pool(images: jax.Array, width: int) -> jax.Array:
     return images.reshape(shape).max((2, 4))
 
 
-class PatchConv(nnx.Conv):
-    """A valid convolution with stride 1, as one product of patches and kernel.
+def convolution(
+    images: jax.Array, kernel: jax.Array, strides: Any, padding: str, **options: Any
+) -> jax.Array:
+    """XLA's, but on CPUs by patches: six times as fast in LeNet, 28 times in a narrow All-CNN.
 
-    Six times as fast as XLA's own on CPUs, for few channels and under `vmap` over seeds.
+    XLA's own is slow there inside of loops, where training is, for few channels and under `vmap`.
+    For layers without dilation and groups.
     """
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(images, kernel, strides, padding, **options)
+    return patch_convolution(images, kernel, strides, padding)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """From images of shape (count, height, width, channels)."""
-        kernel = self.kernel[...]
-        height, width = (images.shape[axis + 1] - kernel.shape[axis] + 1 for axis in range(2))
-        patches = [
-            images[:, row : row + height, column : column + width]
-            for row in range(kernel.shape[0])
-            for column in range(kernel.shape[1])
-        ]
-        product = jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1])
-        return product + self.bias[...]
+
+def patch_convolution(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str
+) -> jax.Array:
+    """One product of patches and kernel, from images of shape (count, height, width, channels)."""
+    size = kernel.shape[:2]
+    borders = lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
+    images = jnp.pad(images, ((0, 0), *borders, (0, 0)))
+    height, width = (images.shape[axis + 1] - size[axis] + 1 for axis in range(2))
+    patches = [
+        images[:, row : row + height : strides[0], column : column + width : strides[1]]
+        for row in range(size[0])
+        for column in range(size[1])
+    ]
+    return jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+Conv = functools.partial(nnx.Conv, conv_general_dilated=convolution)
 
 
 class LSTM(nnx.Module):

@@ -34,7 +34,7 @@ with one_line_errors("spectrum.py"):
     from datasets import Dataset
     from entropy_sgd_jax import flatness
     from evaluation import Model
-    from networks import PatchConv, max_pool, pure
+    from networks import Conv, max_pool, pure
     from report import figure_path
     from settings import Settings, positive
     from training import Budget, Contestant, Measurement, train
@@ -72,8 +72,8 @@ class SmallLeNet(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         """All weights are drawn from `rngs`."""
-        self.first = PatchConv(1, 10, (5, 5), padding="VALID", rngs=rngs)
-        self.second = PatchConv(10, 20, (5, 5), padding="VALID", rngs=rngs)
+        self.first = Conv(1, 10, (5, 5), padding="VALID", rngs=rngs)
+        self.second = Conv(10, 20, (5, 5), padding="VALID", rngs=rngs)
         self.hidden = nnx.Linear(320, 128, rngs=rngs)
         self.output = nnx.Linear(128, 10, rngs=rngs)
 

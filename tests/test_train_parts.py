@@ -131,13 +131,36 @@ def test_dropout_keeps_the_mean_and_the_rate():
     np.testing.assert_array_equal(networks.dropout(jnp.ones(5), 0.3, None), np.ones(5))
 
 
-def test_max_pool_and_convolution_equal_the_usual_ones():
+def test_max_pool_equals_the_usual_one():
     images = jnp.asarray(RANDOM.normal(size=(2, 12, 12, 3)), jnp.float32)
     pooled = nnx.max_pool(images, (3, 3), (3, 3))
     np.testing.assert_array_equal(networks.max_pool(images, 3), pooled)
-    conv = networks.PatchConv(3, 4, (5, 5), padding="VALID", rngs=nnx.Rngs(0))
-    usual = nnx.Conv(3, 4, (5, 5), padding="VALID", rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(conv(images), usual(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(
+    ("size", "strides"), [((5, 5), (1, 1)), ((3, 3), (2, 2)), ((1, 1), (1, 1)), ((2, 3), (3, 2))]
+)
+def test_patches_convolve_as_the_usual_convolution(size, strides, padding):
+    images = jnp.asarray(RANDOM.normal(size=(2, 12, 9, 3)), jnp.float32)
+    layers = [
+        make(3, 4, size, strides, padding=padding, rngs=nnx.Rngs(0))
+        for make in (networks.Conv, nnx.Conv)
+    ]
+    for layer in layers:
+        layer.bias[...] = jnp.arange(4.0)
+    ours, usual = (layer(images) for layer in layers)
+    assert ours.shape == usual.shape
+    np.testing.assert_allclose(ours, usual, rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_for_cpus_only(monkeypatch):
+    layer = networks.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    images = jnp.ones((1, 6, 6, 3))
+    program = lambda: str(jax.make_jaxpr(lambda images: layer(images))(images))  # noqa: E731
+    assert "conv_general_dilated" not in program()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "conv_general_dilated" in program()
 
 
 def test_lstm_equals_its_formula():

@@ -9,7 +9,7 @@ from flax import nnx
 
 from datasets import Dataset
 from evaluation import Model
-from networks import PatchConv, dropout, max_pool, pure, split, torch_uniform
+from networks import Conv, dropout, max_pool, pure, split, torch_uniform
 from settings import Settings
 from workloads import Workload, for_each_optimizer
 from workloads.mnistfc import ADAM, ENTROPY, PAPER, load
@@ -25,9 +25,9 @@ class Network(nnx.Module):
         """`width` and its 2½ and 25 fold; `rate` of dropout."""
         second, units = 5 * width // 2, 25 * width
         init = {"kernel_init": torch_uniform, "rngs": rngs}
-        self.conv1 = PatchConv(1, width, (5, 5), padding="VALID", **init)
+        self.conv1 = Conv(1, width, (5, 5), padding="VALID", **init)
         self.norm1 = nnx.BatchNorm(width, rngs=rngs)
-        self.conv2 = PatchConv(width, second, (5, 5), padding="VALID", **init)
+        self.conv2 = Conv(width, second, (5, 5), padding="VALID", **init)
         self.norm2 = nnx.BatchNorm(second, rngs=rngs)
         self.dense = nnx.Linear(4 * second, units, **init)
         self.norm3 = nnx.BatchNorm(units, rngs=rngs)
