@@ -67,7 +67,7 @@ def adam(task: Task) -> Program:
 
 
 def optax_scan(name: str, optimizer: Any, task: Task) -> Program:
-    """One update per gradient, all in one scan."""
+    """One update per gradient, all in one scan; of a single one without it."""
 
     def run(params: Any, state: Any, batches: Any) -> Any:
         def step(carry: Any, batch: Any) -> Any:
@@ -76,6 +76,8 @@ def optax_scan(name: str, optimizer: Any, task: Task) -> Program:
             return (optax.apply_updates(params, updates), state), None
 
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
+        if task.gradients == 1:
+            return step((params, state), jax.tree.map(lambda leaf: leaf[0], flat))[0]
         return lax.scan(step, (params, state), flat)[0]
 
     return _compile(name, run, optimizer, task)

@@ -91,10 +91,9 @@ def max_pool(images: jax.Array, width: int) -> jax.Array:
 def convolution(
     images: jax.Array, kernel: jax.Array, strides: Any, padding: str, **options: Any
 ) -> jax.Array:
-    """XLA's, but on CPUs by patches: six times as fast in LeNet, 28 times in a narrow All-CNN.
+    """XLA's, but on CPUs by patches: 7 times as fast inside of a loop, where training is.
 
-    XLA's own is slow there inside of loops, where training is, for few channels and under `vmap`.
-    For layers without dilation and groups.
+    `benchmarks/convolutions.py` compares them. For layers without dilation and groups.
     """
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(images, kernel, strides, padding, **options)
