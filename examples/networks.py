@@ -91,7 +91,7 @@ def max_pool(images: jax.Array, width: int) -> jax.Array:
 def convolution(
     images: jax.Array, kernel: jax.Array, strides: Any, padding: str, **options: Any
 ) -> jax.Array:
-    """XLA's, but on CPUs by patches: 7 times as fast inside of a loop, where training is.
+    """XLA's, but on CPUs by patches: 6 times as fast inside of a loop, where training is.
 
     `benchmarks/convolutions.py` compares them. For layers without dilation and groups.
     """
