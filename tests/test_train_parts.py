@@ -154,6 +154,28 @@ def test_patches_convolve_as_the_usual_convolution(size, strides, padding):
     np.testing.assert_allclose(ours, usual, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_dilation": 2},
+        {"input_dilation": 2, "padding": ((1, 1), (1, 1))},
+        {"feature_group_count": 2},
+        {"padding": ((1, 0), (2, 1))},
+        {"padding": "CIRCULAR"},
+        {"kernel_size": (3,)},
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_the_usual_ones(options):
+    chosen = {"kernel_size": (3, 3), **options}
+    shape = (2, *(9,) * len(chosen["kernel_size"]), 4)
+    images = jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+    ours, usual = (
+        make(4, 4, **chosen, rngs=nnx.Rngs(0))(images) for make in (networks.Conv, nnx.Conv)
+    )
+    np.testing.assert_allclose(ours, usual, rtol=1e-4, atol=1e-5)
+
+
 def test_patches_are_for_cpus_only(monkeypatch):
     layer = networks.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
     images = jnp.ones((1, 6, 6, 3))
