@@ -1,8 +1,8 @@
 """Entropy-SGD for JAX: Optax optimizers that seek wide valleys."""
 
-from entropy_sgd_jax.diagnostics import EntropicDiagnostics
-from entropy_sgd_jax.optimizers import entropic, entropy_adam, entropy_sgd
-from entropy_sgd_jax.replicas import (
+from entropy_sgd_jax._diagnostics import EntropicDiagnostics
+from entropy_sgd_jax._optimizers import entropic, entropy_adam, entropy_sgd
+from entropy_sgd_jax._replicas import (
     add_elastic_coupling,
     average_over_replicas,
     diloco,
@@ -11,8 +11,8 @@ from entropy_sgd_jax.replicas import (
     replica_average,
     replicated_sgd,
 )
-from entropy_sgd_jax.schedules import scoping
-from entropy_sgd_jax.state import EntropicState, anchor_params, entropic_diagnostics
+from entropy_sgd_jax._schedules import scoping
+from entropy_sgd_jax._state import EntropicState, anchor_params, entropic_diagnostics
 
 __version__ = "0.1.0"
 

@@ -1,332 +1,380 @@
-"""Checks of what a user passes in, with errors that say what to do about it.
+"""Checks of the arguments of a factory, with errors that say what to do about it.
 
-Only what Python knows is checked. Traced values pass: their range is the caller's promise.
+Each argument has one rule, with its range and its advice in one place. Only concrete values are
+checked, not traced ones: their range is the user's promise.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-_ADVICE = {
-    "learning_rate": "1.0 is the paper's start for entropy_sgd, 0.01 or less for entropy_adam.",
-    "momentum": "0.9 is usual; None for none.",
-    "inner_momentum": "0.9 is the paper's; None for none.",
-    "b1": "0.9 is usual.",
-    "b2": "0.999 is usual.",
-    "eps": "1e-8 is usual.",
-    "inner_steps": "5 to 20 is usual, 0 runs the base optimizer alone. It must be static: under "
-    "optax.inject_hyperparams pass static_args=('inner_steps',).",
-    "inner_learning_rate": "0.1 to 1 is usual.",
-    "scope": "1e-4 to 0.1 is usual to start with; scoping(...) lets it grow.",
-    "noise_scale": "1e-4 to 1e-3 is usual, 0 switches the noise off.",
-    "averaging": "It is the weight of the newest iterate; 0.75 is the paper's, 1 keeps the last.",
-    "noise": "gaussian is the Langevin equation's, rademacher is cheaper.",
-    "base_optimizer": "Pass for example optax.sgd(1.0), called.",
-    "inner_transform": "Pass a direction such as optax.trace(0.9) or optax.scale_by_adam(), "
-    "without a learning rate of its own, or None.",
-    "strength": "Parle's grows from 1 to 10; 0 lets the replicas go their own ways.",
-    "coupling": "Parle's grows from 1 to 10; 0 lets the replicas go their own ways.",
-    "batch_axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, "
-    "over which the batch is split. Under jit with shardings leave it out.",
-    "axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, over the "
-    "replicas.",
-    "replica_axis_name": "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, "
-    "over the replicas.",
-    "accumulator_dtype": "Pass for example jnp.float32, or None for at least float32.",
-    "key": "Pass for example key=0 or key=jax.random.key(0).",
-    "grads": "Pass jax.grad of a scalar loss with respect to `params`; in scan mode grads=None is "
-    "allowed too, and leaves all gradients to `grad_fn`.",
-    "grad_fn(params, batch)": "It must return the gradients alone: for (value, gradients) pass "
-    "`value_and_grad_fn` instead, and drop auxiliary outputs.",
-    "value_and_grad_fn(params, batch)": "It must return the scalar loss and the gradients, without "
-    "auxiliary outputs.",
-    "vector": "Build it with jax.tree.map over `params`.",
-    "init_value": "The paper's are 1e-4 on MNIST and 0.03 on CIFAR-10.",
-    "growth_rate": "The paper's is 0.001 for each outer step.",
-    "max_value": "Parle's is 1.0; None for no ceiling.",
-}
+from entropy_sgd_jax import _noise
+
+Rule: TypeAlias = Callable[[str, Any], Any]  # (name, value) -> value, or ValueError
+
+INT32_MAX = 2**31 - 1
+
+
+def check(name: str, value: Any) -> Any:
+    """Returns `value` as the library uses it; raises ValueError if the argument's rule says so."""
+    return RULES[name](name, value)
+
+
+def error(name: str, allowed: str, got: str, advice: str) -> ValueError:
+    """An error of the form in which all of them are."""
+    return ValueError(f"`{name}` must be {allowed}; got {got}. {advice}")
 
 
 def number(
-    name: str,
-    value: Any,
+    advice: str,
     low: float = 0,
     high: float = math.inf,
     *,
     open_end: str = "",
     schedule: bool = True,
-) -> Any:
-    """Returns `value`, as a float where Python knows it; raises ValueError out of range.
+    optional: bool = False,
+) -> Rule:
+    """A number in a range, as a float if it is concrete; a schedule too, or None, if allowed.
 
     `open_end` names the end, "low" or "high", that is not allowed itself.
     """
-    if schedule and callable(value):
-        return value
-    known = _python_float(value)
-    if known is None:
-        return value
+    left = "(" if open_end == "low" else "["
+    right = ")" if open_end == "high" or high == math.inf else "]"
+    allowed = f"a number in {left}{low}, {high}{right}" + " or a schedule" * schedule
     excluded = {"low": (low,), "high": (high,), "": ()}[open_end]
-    if not low <= known <= high or known in (*excluded, math.inf):
-        left = "(" if open_end == "low" else "["
-        right = ")" if open_end == "high" or high == math.inf else "]"
-        allowed = f"a number in {left}{low}, {high}{right}" + " or a schedule" * schedule
-        raise _error(name, allowed, repr(value))
-    return value if isinstance(value, jax.Array) else known
+
+    def rule(name: str, value: Any) -> Any:
+        if optional and value is None:
+            return None
+        if schedule and callable(value):
+            return value
+        known = _python_float(value)
+        if known is None:
+            return value
+        if not low <= known <= high or known in (*excluded, math.inf):
+            raise error(name, allowed, _shown(value), advice)
+        return value if isinstance(value, jax.Array) else known
+
+    return rule
 
 
-def decay(name: str, value: Any) -> Any:
+def decay(advice: str) -> Rule:
     """A number in [0, 1), or None."""
-    if value is None:
-        return None
-    return number(name, value, high=1, open_end="high", schedule=False)
+    return number(advice, high=1, open_end="high", schedule=False, optional=True)
 
 
-def inner_steps(value: Any) -> int:
-    """Returns `value` as an int; raises ValueError unless it is a static integer >= 0."""
-    try:
-        if isinstance(value, bool | np.bool_ | jax.Array):
-            raise TypeError
-        steps = operator.index(value)
-    except TypeError:
-        raise _error("inner_steps", "an integer >= 0", repr(value)) from None
-    if steps < 0:
-        raise _error("inner_steps", "an integer >= 0", repr(value))
-    return steps
+def integer(advice: str, low: int = 0, high: int = INT32_MAX) -> Rule:
+    """A static integer in a range."""
+    allowed = f"an integer >= {low}" + (f" and <= {high}" if high != INT32_MAX else "")
 
-
-def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """Returns `value`; raises ValueError unless it is one of `allowed`."""
-    if value not in allowed:
-        raise _error(name, " or ".join(map(repr, allowed)), repr(value))
-    return value
-
-
-def axis_name(name: str, value: Any, *, optional: bool = False) -> Any:
-    """Returns `value`; raises ValueError if it cannot name an axis."""
-    names = value if isinstance(value, tuple) else (value,)
-    is_name = bool(names) and all(isinstance(part, Hashable) and part is not None for part in names)
-    if not is_name and not (optional and value is None):
-        allowed = "the name of an axis, or a tuple of them" + ", or None" * optional
-        raise _error(name, allowed, repr(value))
-    return value
-
-
-def bound(name: str, value: Any) -> None:
-    """Raises ValueError unless the axis is one of a `vmap`, `pmap` or `shard_map` around us."""
-    if value is None:
-        return
-    try:
-        lax.axis_index(value)
-    except NameError:
-        allowed = "an axis of a vmap, pmap or shard_map around this call"
-        raise _error(name, allowed, f"{value!r}, which none of them has") from None
-
-
-def transformation(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns `value` with extra arguments supported; raises ValueError if it is no optimizer."""
-    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
-        raise _error(name, "an optax.GradientTransformation", repr(value))
-    return optax.with_extra_args_support(value)
-
-
-def accumulator_dtype(value: Any) -> Any:
-    """Returns `value` as a dtype (None stays None); raises ValueError unless it is floating."""
-    if value is None:
-        return None
-    try:
-        dtype = jnp.dtype(value)
-    except TypeError:
-        raise _error("accumulator_dtype", "None or a real floating dtype", repr(value)) from None
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise _error("accumulator_dtype", "None or a real floating dtype", repr(value))
-    return dtype
-
-
-def key(value: Any) -> Any:
-    """Returns `value`; raises ValueError unless it is an integer, a typed key or a legacy one."""
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    is_array = isinstance(value, jax.Array | np.ndarray)
-    if is_array:
-        dtype = value.dtype
-        typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and value.ndim == 0
-        seed = jnp.issubdtype(dtype, jnp.integer) and value.ndim == 0
-        legacy = dtype == jnp.uint32 and value.shape in ((2,), (4,))
-        is_array = typed or seed or legacy
-    if not (is_integer or is_array):
-        raise _error("key", "an integer, a typed key or a legacy uint32 key", repr(value))
-    return value
-
-
-def params(tree: Any) -> None:
-    """Raises ValueError unless `tree` is given and every leaf is real floating."""
-    if tree is None:
-        raise ValueError(
-            "`params` must be the parameters; got None. The local entropy is a function of them: "
-            "call tx.update(grads, state, params)."
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"`params{jax.tree_util.keystr(path)}` must be an array; got {leaf}. For the "
-                "shapes of the state call jax.eval_shape(tx.init, params)."
-            )
+    def rule(name: str, value: Any) -> int:
         try:
-            dtype = jnp.result_type(leaf)
-            is_real, is_complex = (
-                jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.complexfloating)
-            )
-            shown = str(dtype)
+            if isinstance(value, bool | np.bool_ | jax.Array):
+                raise TypeError
+            known = operator.index(value)
         except TypeError:
-            is_real, is_complex, shown = False, False, repr(leaf)
-        if not is_real:
-            advice = (
-                "Wrap the optimizer in optax.contrib.split_real_and_imaginary, with streaming=True."
-                if is_complex
-                else "Keep integers, keys, counters and names out of `params`."
-            )
-            raise ValueError(
-                f"`params{jax.tree_util.keystr(path)}` must have a real floating dtype; got "
-                f"{shown}. {advice}"
-            )
+            raise error(name, allowed, _shown(value), advice) from None
+        if known > high:
+            raise error(name, f"an integer in [{low}, {high}]", _shown(value), advice)
+        if known < low:
+            raise error(name, allowed, _shown(value), advice)
+        return known
+
+    return rule
 
 
-def one_gradient(batches: Any) -> None:
-    """Raises ValueError where streaming mode is given batches."""
-    if batches is not None:
-        raise ValueError(
-            "`batches` must be left out in streaming mode, where one update takes one gradient; "
-            f"got a {type(batches).__name__}. Leave out streaming=True to run all inner steps in "
-            "one update."
+def flag(advice: str) -> Rule:
+    """True or False."""
+
+    def rule(name: str, value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise error(name, "True or False", repr(value), advice)
+        return bool(value)
+
+    return rule
+
+
+def choice(advice: str, allowed: tuple[str, ...]) -> Rule:
+    """One of `allowed`."""
+
+    def rule(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise error(name, " or ".join(map(repr, allowed)), repr(value), advice)
+        return value
+
+    return rule
+
+
+def axis(advice: str, *, optional: bool = True) -> Rule:
+    """The name of an axis, or a tuple of different ones; None if that is allowed."""
+    allowed = "the name of an axis, or a tuple of them" + ", or None" * optional
+
+    def rule(name: str, value: Any) -> Any:
+        if optional and value is None:
+            return None
+        names = _axes(value)
+        named = all(
+            isinstance(part, Hashable) and not isinstance(part, int | None) for part in names
+        )
+        if not names or not named or len(set(names)) < len(names):
+            raise error(name, allowed, repr(value), advice)
+        return value
+
+    return rule
+
+
+def transformation(advice: str) -> Rule:
+    """An Optax transformation, returned with extra arguments supported."""
+
+    def rule(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+        if not (
+            callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+        ):
+            raise error(name, "an optax.GradientTransformation", repr(value), advice)
+        return optax.with_extra_args_support(value)
+
+    return rule
+
+
+def dtype(advice: str) -> Rule:
+    """A real floating dtype, or None."""
+
+    def rule(name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            known = jnp.dtype(value)
+        except TypeError:
+            known = None
+        if known is None or not jnp.issubdtype(known, jnp.floating):
+            raise error(name, "None or a real floating dtype", repr(value), advice)
+        return known
+
+    return rule
+
+
+def key(advice: str) -> Rule:
+    """An integer of at most 64 bits, a typed key or a legacy uint32 key."""
+
+    def rule(name: str, value: Any) -> Any:
+        is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if is_integer and not -(2**63) <= int(value) < 2**64:
+            raise error(name, "an integer of at most 64 bits", _shown(value), advice)
+        if not (is_integer or _is_key_array(value)):
+            allowed = "an integer, a typed key or a legacy uint32 key"
+            raise error(name, allowed, repr(value), advice)
+        return value
+
+    return rule
+
+
+_AXIS = "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, over the replicas."
+_COUPLING = number("Parle's grows from 1 to 10; 0 lets the replicas go their own ways.")
+
+RULES: Mapping[str, Rule] = {
+    "learning_rate": number("1.0 is the paper's for entropy_sgd, 0.01 or less for entropy_adam."),
+    "momentum": decay("0.9 is usual; None for none."),
+    "nesterov": flag("It says whether the momentum is Nesterov's."),
+    "inner_momentum": decay("0.9 is the paper's; None for none."),
+    "inner_nesterov": flag("It says whether the inner momentum is Nesterov's."),
+    "b1": number("0.9 is usual.", high=1, open_end="high", schedule=False),
+    "b2": number("0.999 is usual.", high=1, open_end="high", schedule=False),
+    "eps": number("1e-8 is usual.", schedule=False),
+    "base_optimizer": transformation("Pass for example optax.sgd(1.0), called."),
+    "inner_steps": integer(
+        "5 to 20 is usual, 0 runs the base optimizer alone. It must be static: under "
+        "optax.inject_hyperparams pass static_args=('inner_steps',)."
+    ),
+    "inner_learning_rate": number("0.1 to 1 is usual."),
+    "scope": number("1e-4 to 0.1 is usual to start with; scoping(...) lets it grow."),
+    "noise_scale": number("1e-4 to 1e-3 is usual, 0 switches the noise off."),
+    "averaging": number(
+        "It is the weight of the newest iterate; 0.75 is the paper's, 1 keeps the last.", high=1
+    ),
+    "inner_transform": transformation(
+        "Pass a direction such as optax.trace(0.9) or optax.scale_by_adam(), without a learning "
+        "rate of its own, or None."
+    ),
+    "inner_optimizer": transformation("Pass for example optax.adamw(4e-4), called."),
+    "reset_inner_state": flag(
+        "False carries the state of inner_transform over to the next update."
+    ),
+    "noise": choice(
+        "gaussian is the Langevin equation's, rademacher is cheaper.", tuple(_noise.SOURCES)
+    ),
+    "scale_by_scope": flag("True multiplies x - μ by the scope."),
+    "streaming": flag("True takes one gradient in each update, False all of them in one."),
+    "batch_axis_name": axis(
+        "It is the `axis_name` of vmap or pmap, or an axis of shard_map's mesh, over which the "
+        "batch is split. Under jit with shardings leave it out."
+    ),
+    "replica_axis_name": axis(_AXIS),
+    "axis_name": axis(_AXIS),
+    "coupling": _COUPLING,
+    "strength": _COUPLING,
+    "accumulator_dtype": dtype("Pass for example jnp.float32, or None for at least float32."),
+    "diagnostics": flag("True keeps a record of each update for entropic_diagnostics(state)."),
+    "key": key("Pass for example key=0 or key=jax.random.key(0)."),
+    "init_value": number("The paper's are 1e-4 on MNIST and 0.03 on CIFAR-10.", schedule=False),
+    "growth_rate": number(
+        "The paper's is 0.001 for each outer step.", low=-1, open_end="low", schedule=False
+    ),
+    "max_value": number("Parle's is 1.0; None for no ceiling.", schedule=False, optional=True),
+    "replica_weight": number(
+        "It is for example the number of tokens that the replica has seen, 0 if it is absent.",
+        schedule=False,
+    ),
+}
+
+
+def given(name: str, value: Any) -> Any:
+    """Returns `value`; raises ValueError if it is None, where None is allowed elsewhere."""
+    if value is None:
+        raise error(name, "the name of an axis, or a tuple of them", "None", _AXIS)
+    return check(name, value)
+
+
+def different_axes(batch_axis_name: Any, replica_axis_name: Any) -> None:
+    """Raises ValueError if an axis is one of the batch and of the replicas."""
+    both = set(_axes(batch_axis_name)) & set(_axes(replica_axis_name)) - {None}
+    if both:
+        raise error(
+            "replica_axis_name",
+            "another axis than `batch_axis_name`",
+            f"{replica_axis_name!r} and {batch_axis_name!r}",
+            "Replicas differ along the one, and share their gradients along the other: give the "
+            "mesh, or the nested vmap or pmap, an axis for each.",
         )
 
 
-def incoming(grads: Any, like: Any, streaming: bool) -> None:
-    """Raises ValueError unless `grads` are gradients of `like`, the params."""
-    if grads is None:
-        mode = "in streaming mode" if streaming else "with inner_steps=0"
-        raise ValueError(
-            f"`grads` must be the gradients at `params` {mode}; got None. Pass "
-            "tx.update(jax.grad(loss)(params, batch), state, params); only scan mode takes "
-            "grads=None, and leaves all gradients to `grad_fn`."
-        )
-    same_tree("grads", grads, like)
-
-
-def same_tree(name: str, tree: Any, like: Any) -> None:
-    """Raises ValueError unless `tree` has the structure and the shapes of `like`, the params."""
-    if tree is None and like is not None:
-        raise _error(name, "a tree with the structure of `params`", "None")
-    expected, got = (
-        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (like, tree))
-    )
-    for path in [*expected, *got]:
-        if path not in got or path not in expected:
-            which = f"lacks {path}" if path in expected else f"has {path} besides"
-            raise _error(name, "a tree with the structure of `params`", f"one that {which}")
-        if expected[path] != got[path]:
-            allowed = f"of the parameter's shape {expected[path]}"
-            raise _error(name, allowed, f"the shape {got[path]}", path)
-    if str(jax.tree.structure(like)) != str(jax.tree.structure(tree)):
-        nodes = f"the same leaves in other nodes, {type(tree).__name__}"
-        raise _error(name, f"a tree with the structure of `params`, {type(like).__name__}", nodes)
-
-
-def gradient_function(
-    grad_fn: Any, value_and_grad_fn: Any, batches: Any, extra_args: Mapping[str, Any]
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Returns whichever is given as a function to (loss or None, gradients).
-
-    Raises ValueError unless exactly one is given; the function does where it returns anything else.
-    """
-    arrived = sorted([*extra_args, *(["batches"] if batches is not None else [])])
-    if grad_fn is None and value_and_grad_fn is None:
-        raise ValueError(
-            "`grad_fn` must be given in scan mode; got None, "
-            f"{f'and the keyword arguments {arrived}' if arrived else 'and no other keyword'}. "
-            "Either pass tx.update(grads, state, params, grad_fn=..., "
-            "batches=...), where grad_fn(params, batch) returns gradients; or build the optimizer "
-            "with streaming=True, which takes one tx.update(grads, state, params) for each "
-            "gradient. TrainState.apply_gradients does not hand grad_fn on: call tx.update "
-            "yourself, or use streaming=True."
-        )
-    if grad_fn is not None and value_and_grad_fn is not None:
-        raise ValueError(
-            "`grad_fn` and `value_and_grad_fn` must not both be given; got both. Pass one of them."
-        )
-    name = "grad_fn" if value_and_grad_fn is None else "value_and_grad_fn"
-    function = grad_fn if value_and_grad_fn is None else value_and_grad_fn
-    if not callable(function):
-        raise ValueError(
-            f"`{name}` must be a function of (params, batch); got {function!r}. Pass for example "
-            f"jax.{name.removesuffix('_fn')}(loss)."
-        )
-
-    def evaluate(point: Any, batch: Any) -> tuple[Any, Any]:
-        returned = function(point, batch)
-        loss, grads = (None, returned) if grad_fn is not None else _pair(returned)
-        same_tree(f"{name}(params, batch)", grads, point)
-        return loss, grads
-
-    return evaluate
-
-
-def whole(tree: Any) -> None:
-    """Raises ValueError where `optax.masked` or `optax.partition` has cut holes into `tree`."""
-    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
-    if any(isinstance(node, optax.MaskedNode) for node in nodes):
-        raise ValueError(
-            "`params` must be the whole model in scan mode, for `grad_fn` to see; got a tree with "
-            "MaskedNode in it, from optax.masked or optax.partition. To freeze parameters, mask "
-            "after the optimizer: optax.chain(tx, optax.masked(optax.set_to_zero(), frozen)). To "
-            "give each group an optimizer of its own, use streaming=True."
+def uphill(name: str, transform: optax.GradientTransformation) -> None:
+    """Raises ValueError if what should be a direction uphill points downhill."""
+    cosine = _cosine_with_gradient(transform)
+    if cosine is not None and cosine < -0.5:
+        raise error(
+            name,
+            "a direction uphill, without a learning rate of its own",
+            f"one that points downhill (the cosine with the gradient is {cosine:.2f}), as a whole "
+            "optimizer does",
+            "Pass the direction alone, such as optax.trace(0.9) for optax.sgd(…, 0.9) or "
+            "optax.scale_by_adam() for optax.adam(…), with the rate as `inner_learning_rate`; or "
+            "turn it round: optax.chain(optimizer, optax.scale(-1.0)) with inner_learning_rate=1. "
+            "diloco takes a whole optimizer as `inner_optimizer`.",
         )
 
 
-def stacked(batches: Any, calls: int, steps: int) -> None:
-    """Raises ValueError unless every leaf of `batches` has a leading axis of length `calls`."""
-
-    def is_leaf(node: Any) -> bool:  # an iterator is none of JAX's trees
-        return hasattr(node, "__next__")
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batches, is_leaf=is_leaf):
-        shape = () if isinstance(leaf, int | float) else getattr(leaf, "shape", None)
-        if shape is None or shape[:1] != (calls,):
-            got = f"a {type(leaf).__name__}" if shape is None else f"the shape {shape}"
-            how = "`grads` is None" if calls == steps else "`grads` is the first of the gradients"
-            raise ValueError(
-                f"`batches{jax.tree_util.keystr(path)}` must have a leading axis of length {calls} "
-                f"(inner_steps={steps} and {how}); got {got}. Stack the batches along "
-                "a new leading axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)."
-            )
+def downhill(name: str, transform: optax.GradientTransformation) -> None:
+    """Raises ValueError if what should be a whole optimizer points uphill."""
+    cosine = _cosine_with_gradient(transform)
+    if cosine is not None and cosine > 0.5:
+        raise error(
+            name,
+            "a whole optimizer, which goes downhill at its own learning rate",
+            f"one that points uphill (the cosine with the gradient is {cosine:.2f})",
+            "Pass for example optax.adamw(4e-4); a direction such as optax.scale_by_adam() goes "
+            "into `inner_transform`, with its rate as `inner_learning_rate`.",
+        )
 
 
-def _pair(returned: Any) -> tuple[Any, Any]:
-    """What `value_and_grad_fn` returned; raises ValueError unless it is a scalar and a tree."""
-    got = f"a {type(returned).__name__}"
-    if isinstance(returned, tuple) and len(returned) == 2:
-        if jax.tree_util.all_leaves(returned[:1]) and jnp.shape(returned[0]) == ():
-            return returned
-        shapes = jax.tree.map(jnp.shape, returned[0])
-        got = f"a value of the shape {shapes}"
-    raise ValueError(
-        "`value_and_grad_fn(params, batch)` must be a pair of a scalar loss and the gradients; got "
-        f"{got}. Pass jax.value_and_grad(loss) of a scalar loss without auxiliary outputs, or "
-        "`grad_fn` if there is no value."
-    )
+def _cosine_with_gradient(transform: optax.GradientTransformation) -> float | None:
+    """The cosine of the first update with its gradient; None if it cannot be known here."""
+    like = np.linspace(0.5, 1.0, 64, dtype=np.float32).reshape(8, 8)
+    try:
+        # Not for the tracer of whoever builds the optimizer inside of a traced function.
+        with jax.ensure_compile_time_eval():
+            params = jnp.asarray(like)
+            direction, _ = transform.update(params, transform.init(params), params)
+            d = np.asarray(direction, np.float64)
+    except Exception:  # it wants parameters or arguments of its own
+        return None
+    norm = np.linalg.norm(d) * np.linalg.norm(like)
+    return float(np.sum(d * like) / norm) if np.isfinite(norm) and norm > 0 else None
 
 
-def _error(name: str, allowed: str, got: str, path: str = "") -> ValueError:
-    return ValueError(f"`{name}{path}` must be {allowed}; got {got}. {_ADVICE[name]}")
+# What users of other libraries, and of the paper, call the arguments.
+_SYNONYMS = {
+    "lr": "learning_rate",
+    "eta": "learning_rate",
+    "step_size": "learning_rate",
+    "inner_lr": "inner_learning_rate",
+    "inner_step_size": "inner_learning_rate",
+    "langevin_lr": "inner_learning_rate",
+    "gamma": "scope",
+    "g0": "scope",
+    "L": "inner_steps",
+    "steps": "inner_steps",
+    "num_steps": "inner_steps",
+    "num_inner_steps": "inner_steps",
+    "sync_every": "inner_steps",
+    "sync_period": "inner_steps",
+    "langevin_iters": "inner_steps",
+    "noise_std": "noise_scale",
+    "epsilon": "noise_scale",
+    "temperature": "noise_scale",
+    "alpha": "averaging",
+    "beta": "averaging",
+    "seed": "key",
+    "rng_key": "key",
+    "rng": "key",
+    "axis_name": "batch_axis_name",
+    "rho": "coupling",
+    "outer_learning_rate": "learning_rate",
+    "outer_lr": "learning_rate",
+    "batch": "batches",
+    "data": "batches",
+    "gradient_fn": "grad_fn",
+    "loss_and_grad_fn": "value_and_grad_fn",
+    "grads_fn": "grad_fn",
+    "weight": "replica_weight",
+    "loss": "value",
+}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str | None:
+    """The argument that `name` seems to stand for; None if it resembles none."""
+    known = list(known)
+    if _SYNONYMS.get(name) in known:
+        return _SYNONYMS[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return close[0] if close else None
+
+
+def known_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises TypeError, as Python does, for a keyword that the function does not have."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = suggestion(name, known)
+            advice = f"Did you mean `{near}`?" if near else f"It takes {', '.join(known)}."
+            raise TypeError(f"{function}() got an unexpected keyword argument '{name}'. {advice}")
+
+
+def _axes(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _shown(value: Any) -> str:
+    """`value` as in an error; Python refuses to print an integer of thousands of digits."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
+
+
+def _is_key_array(value: Any) -> bool:
+    if not isinstance(value, jax.Array | np.ndarray):
+        return False
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or jnp.issubdtype(value.dtype, jnp.integer):
+        return value.ndim == 0 or (value.dtype == jnp.uint32 and value.shape in ((2,), (4,)))
+    return False
 
 
 def _python_float(value: Any) -> float | None:
@@ -338,5 +386,5 @@ def _python_float(value: Any) -> float | None:
         return float(value)
     except jax.errors.ConcretizationTypeError:
         return None
-    except TypeError:
+    except (OverflowError, TypeError):
         return math.nan

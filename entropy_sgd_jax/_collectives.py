@@ -7,14 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+
+from entropy_sgd_jax._typing import AxisName, PyTree
 
 
-def mean(tree: Any, axis_name: Any) -> Any:
+def mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     """The mean of `tree` over the axis; what is equal everywhere already stays as it is."""
     return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
-def wide_mean(tree: Any, axis_name: Any) -> Any:
+def wide_mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     """The mean of `tree` over the axis in at least float32, in which it is returned."""
 
     def widen(leaf: Any) -> jax.Array:
@@ -23,22 +26,69 @@ def wide_mean(tree: Any, axis_name: Any) -> Any:
     return mean(jax.tree.map(widen, tree), axis_name)
 
 
-def varying(tree: Any, *like: Any) -> Any:
+def weighted_mean(tree: PyTree, weight: ArrayLike, axis_name: AxisName) -> PyTree:
+    """The mean over the axis by a scalar weight of each member, in the dtypes of `tree`.
+
+    A member of weight 0 may hold anything; where all weights are 0, the mean is NaN. One exchange.
+    """
+    weight = jnp.asarray(weight, jnp.float32)
+
+    def share(leaf: jax.Array) -> jax.Array:
+        return jnp.where(weight == 0, jnp.zeros_like(leaf), leaf * weight.astype(leaf.dtype))
+
+    shares, total = lax.psum((jax.tree.map(share, tree), weight), axis_name)
+    return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), shares)
+
+
+def varying(tree: PyTree, *like: Any) -> PyTree:
     """Marks `tree` as device-dependent over every axis over which an array of `like` is.
 
     Under `shard_map(check_vma=True)` what depends on the device has another type than what does
     not, and a loop wants one type all the way. A select is as device-dependent as its condition,
     and XLA drops it, since both its sides are the same.
     """
-    if not _inside_shard_map():
+    if not inside_shard_map():
         return tree
     condition = jnp.zeros((), bool)
     for array in like:
-        condition |= jnp.any(array != array)
+        if not jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key):
+            condition |= jnp.any(array != array)
     return jax.tree.map(lambda leaf: lax.select_n(condition, leaf, leaf), tree)
 
 
-def _inside_shard_map() -> bool:
+def own(tree: PyTree, *axis_names: AxisName | None) -> PyTree:
+    """Marks `tree` as each device's own over the axes; over those that nobody has bound, nothing.
+
+    Under `shard_map(check_vma=True)` the gradient at a replicated point is summed over the
+    devices behind the user's back: a mean of it would be n times too large.
+    """
+    bound = [name for name in axis_names if name is not None and is_bound(name)]
+    return varying(tree, *map(lax.axis_index, bound))
+
+
+def is_bound(axis_name: AxisName) -> bool:
+    """Whether a `vmap`, `pmap` or `shard_map` around this call has the axis."""
+    try:
+        lax.axis_index(axis_name)
+    except NameError:
+        return False
+    return True
+
+
+def is_equal_on_all(tree: PyTree, axis_name: AxisName) -> bool:
+    """Whether JAX knows that a leaf of `tree` is equal on all devices along the axis."""
+    if not inside_shard_map():
+        return False
+    names = set(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+
+    def axes(array: Any) -> set[Any]:
+        return set(getattr(jax.typeof(array), "vma", ()))
+
+    checked = axes(lax.axis_index(axis_name))  # empty where JAX does not check
+    return bool(checked) and any(not names <= axes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def inside_shard_map() -> bool:
     """Whether arrays may differ by device; a JAX that cannot tell does not check it either."""
     mesh = getattr(jax.sharding, "get_abstract_mesh", None)
     return mesh is not None and bool(mesh().manual_axes)

@@ -241,9 +241,10 @@ def test_degenerate_trees(mode: str, params: Any) -> None:
 @pytest.mark.parametrize("leaf", [np.ones(2), np.float32(1), 1.0, np.ones(2, np.float16)], ids=repr)
 def test_params_from_numpy_and_python(leaf: Any, streaming: bool) -> None:
     tx = quiet(entropy_sgd_1, "streaming" if streaming else "scan", inner_steps=1)
-    updates, state = tx.update(leaf, tx.init(leaf), leaf)
+    update = jax.jit(tx.update)
+    updates, state = update(leaf, tx.init(leaf), leaf)
     as_jax = jnp.asarray(leaf)
-    expected, expected_state = tx.update(as_jax, tx.init(as_jax), as_jax)
+    expected, expected_state = update(as_jax, tx.init(as_jax), as_jax)
     assert_close(updates, expected)
     assert_close(state, expected_state)
 
@@ -271,6 +272,7 @@ def test_no_second_trace(factory: Factory, mode: str) -> None:
     assert state.count == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*outside of jax.jit")
 @pytest.mark.parametrize("mode", ["scan", "streaming"])
 def test_update_runs_without_jit(mode: str) -> None:
     tx, params, batch = quiet(entropy_sgd_1, mode, inner_steps=2), jnp.ones(2), rows(1, 2)

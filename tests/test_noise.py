@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from entropy_sgd_jax import noise
+from entropy_sgd_jax import _noise as noise
 
 N = 1 << 19
 SIGMAS = 5.0

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropy_sgd_jax import _checks
-from entropy_sgd_jax import noise as noise_lib
+from entropy_sgd_jax import _noise as noise_lib
 
 
 @contextlib.contextmanager
@@ -88,4 +88,4 @@ def positive(
 
 def key(value: Any) -> chex.PRNGKey:
     """A typed key from an int, a typed key or a legacy one; raises ValueError for anything else."""
-    return noise_lib.typed_key(_checks.key(value))
+    return noise_lib.typed_key(_checks.check("key", value))

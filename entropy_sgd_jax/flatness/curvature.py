@@ -10,7 +10,7 @@ from typing import Any
 import chex
 import jax
 
-from entropy_sgd_jax import _checks, _trees
+from entropy_sgd_jax import _protocol, _trees
 from entropy_sgd_jax.flatness import checks
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 
@@ -87,7 +87,7 @@ def hessian_vector_product(
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
     """
     checks.params(params)
-    _checks.same_tree("vector", vector, params)
+    _protocol.same_tree("vector", vector, params, "Build it with jax.tree.map over `params`.")
     data = DataSet(batches, batch_size, single_pass=True)
     return _trees.cast_like(operator(loss, params, data)(vector), params)
 

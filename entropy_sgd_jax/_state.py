@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from entropy_sgd_jax import _trees
-from entropy_sgd_jax.diagnostics import EntropicDiagnostics
+from entropy_sgd_jax import _streaming
+from entropy_sgd_jax._diagnostics import EntropicDiagnostics
+from entropy_sgd_jax._typing import PyTree
 
 
 class EntropicState(NamedTuple):
@@ -20,10 +20,10 @@ class EntropicState(NamedTuple):
     In streaming mode x′ and `params` are one: between two cycles x′ is x already.
     """
 
-    count: chex.Array  # t, outer steps so far; shape (), int32
-    rng_key: chex.PRNGKey  # never split: the noise is a function of rng_key, t and the step
-    langevin_iterate: optax.Params  # x′, like params, in the accumulator's dtype
-    langevin_average: optax.Params  # μ, likewise
+    count: jax.Array  # type: ignore[assignment]  # t, outer steps so far; shape (), int32
+    rng_key: jax.Array  # never split: the noise is a function of rng_key, t and the step
+    langevin_iterate: PyTree  # x′, like params, in the accumulator's dtype
+    langevin_average: PyTree  # μ, likewise
     inner_state: optax.OptState  # of `inner_transform`
     base_state: optax.OptState  # of `base_optimizer`
     anchor: Any  # x, like params; None in scan mode
@@ -31,7 +31,7 @@ class EntropicState(NamedTuple):
     diagnostics: EntropicDiagnostics | None  # with `diagnostics=True`
 
 
-def anchor_params(state: optax.OptState, params: optax.Params) -> optax.Params:
+def anchor_params(state: optax.OptState, params: PyTree) -> PyTree:
     """Returns x, the parameters to evaluate and to save, in either mode.
 
     In scan mode `params` is x already. In streaming mode `params` is the Langevin iterate x′, and
@@ -120,7 +120,7 @@ def _entropic_states(state: optax.OptState) -> list[EntropicState]:
     return found
 
 
-def _overlay(state: EntropicState, params: optax.Params) -> optax.Params:
+def _overlay(state: EntropicState, params: PyTree) -> PyTree:
     """x where `state` has it, and `params` where `state` has a MaskedNode."""
     between_cycles = state.inner_count == 0
 
@@ -135,7 +135,7 @@ def _overlay(state: EntropicState, params: optax.Params) -> optax.Params:
         # A stack of replicas has one count for each.
         trailing = (1,) * (jnp.ndim(x) - jnp.ndim(between_cycles))
         moved = between_cycles.reshape(between_cycles.shape + trailing)
-        return jnp.where(moved, _trees.follow(param, iterate, x), x)
+        return jnp.where(moved, _streaming.follow(param, iterate, x), x)
 
     try:
         return jax.tree.map(choose, state.anchor, params, state.langevin_iterate, is_leaf=is_hidden)

@@ -43,18 +43,20 @@ def scoping(
       Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", 2017,
       section 4.3.
     """
-    init_value = _checks.number("init_value", init_value, schedule=False)
-    growth_rate = _checks.number("growth_rate", growth_rate, low=-1, open_end="low", schedule=False)
-    if max_value is not None:
-        max_value = _checks.number("max_value", max_value, schedule=False)
+    init_value = _checks.check("init_value", init_value)
+    growth_rate = _checks.check("growth_rate", growth_rate)
+    max_value = _checks.check("max_value", max_value)
 
     # log1p keeps the digits of a small growth rate, which 1 + growth_rate would round away.
     is_known = isinstance(growth_rate, float)
     log_growth = (math if is_known else jnp).log1p(growth_rate)
 
     def schedule(count: ArrayLike) -> ArrayLike:
+        if not isinstance(count, int | float):
+            count = jnp.asarray(count, jnp.result_type(float))
         growth = jnp.exp(count * log_growth)
-        value = jnp.where(init_value == 0, 0, init_value * growth)  # where 0 · ∞ would be NaN
+        # Where 0 · ∞ would be NaN.
+        value = jnp.where(init_value == 0, jnp.zeros_like(growth), init_value * growth)
         return value if max_value is None else jnp.minimum(value, max_value)
 
     return schedule

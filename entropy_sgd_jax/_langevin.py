@@ -46,18 +46,18 @@ def langevin_step(
     Returns:
       The new x′ and the new μ.
     """
-    step_size, scale, pull, weight = (
+    step_size, scope, noise_scale, averaging = (
         # NumPy's float64 is a float too, but would widen the arithmetic.
         float(value) if isinstance(value, int | float) else jnp.asarray(value, iterate.dtype)
-        for value in (step_size, noise_scale, scope, averaging)
+        for value in (step_size, scope, noise_scale, averaging)
     )
-    drift = direction if _is(pull, 0) else direction + pull * (iterate - anchor)
+    drift = direction if _is(scope, 0) else direction + scope * (iterate - anchor)
     iterate = iterate - step_size * drift
     if noise is not None:
-        iterate = iterate + jnp.sqrt(step_size).astype(iterate.dtype) * scale * noise
-    if _is(weight, 1):
+        iterate = iterate + jnp.sqrt(step_size).astype(iterate.dtype) * noise_scale * noise
+    if _is(averaging, 1):
         return iterate, iterate
-    return iterate, (1 - weight) * average + weight * iterate
+    return iterate, (1 - averaging) * average + averaging * iterate
 
 
 def _is(value: ArrayLike, constant: float) -> bool:

@@ -1,4 +1,4 @@
-"""Unit-variance noise for every parameter at every Langevin step, cheap enough to vanish.
+"""Unit-variance noise for every parameter at every Langevin step, at almost no cost.
 
 The noise of parameter number p under a step's key is transform(hash(p, key)), a pure elementwise
 function. XLA fuses it into the Langevin step instead of writing it to memory, and the random words
@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
+
+from entropy_sgd_jax._typing import AxisName, PyTree
 
 # Leaves of at most this many elements come first in the numbering, and out of one shared draw where
 # there are many: a leaf costs the compiler the same however small it is, so that it would compile
@@ -30,47 +30,75 @@ _FEW = 8
 # Words that serve several steps are kept for leaves of at most this many elements. Several cores
 # hash larger ones at once, which costs less than to read the words. At least _SMALL.
 _KEPT = 1 << 14
-# The noise of all steps of a loop is drawn before it where it is at most so many numbers, 1 MiB.
+# The noise of all steps of a loop is drawn before it if it is at most this many numbers, 1 MiB.
 _AHEAD = 1 << 18
+# The hash tells 2³² numbers apart; leaves beyond them have other keys.
+_PAGE = 1 << 32
+_PAGE_KEY = np.uint32(0x9E3779B9)
 
 
-def typed_key(key: Any) -> chex.PRNGKey:
+def typed_key(key: Any) -> jax.Array:
     """A typed key, in memory of its own, from an int, a typed key or a legacy uint32 key."""
     if isinstance(key, int | np.integer):
-        return jax.random.key(int(key))
-    key = jnp.asarray(key)
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.random.clone(key)
-    if key.ndim == 0:
-        return jax.random.key(key)
-    typed = jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else _threefry(key)
-    return jax.random.clone(typed)
+        high = 0 if -(2**31) <= int(key) < 2**32 else int(key) >> 32 & 0xFFFFFFFF
+        halves = np.uint32(int(key) & 0xFFFFFFFF), np.uint32(high)
+        # Put on the device explicitly, for users who forbid transfers behind their back.
+        return _seeded(*jax.device_put(halves))
+    array = jnp.asarray(key)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.clone(array)
+    if array.ndim == 0:
+        wide = array.dtype.itemsize == 8
+        high = array >> 32 if wide else jnp.zeros_like(array)  # −1 for a small negative seed
+        high = jnp.where(high == -1, 0, high) if array.dtype == jnp.int64 else high
+        return _seeded(array.astype(jnp.uint32), high.astype(jnp.uint32))
+    legacy = _threefry(array) if array.shape == (2,) else _rbg(array)
+    return jax.random.clone(legacy)
 
 
-def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
+def threefry(key: jax.Array) -> jax.Array:
     """A key of threefry, whatever `key` is: other kinds fold in what repeats, or ignore vmap."""
     return _threefry(jax.random.key_data(typed_key(key))[:2])
 
 
-def _threefry(words: chex.Array) -> chex.PRNGKey:
+def replica_key(key: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Each replica's own, from the one key that all their states hold; the first keeps it."""
+    if axis_name is None:
+        return key
+    index, shared = lax.axis_index(axis_name), threefry(key)
+    return jnp.where(index == 0, shared, jax.random.fold_in(shared, index))
+
+
+@jax.jit
+def _seeded(low: jax.Array, high: jax.Array) -> jax.Array:
+    """The key of a seed, of which JAX alone would lose the high half, or let it count updates."""
+    key = jax.random.key(low)
+    return jnp.where(high == 0, key, jax.random.fold_in(key, high))
+
+
+def _threefry(words: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def _rbg(words: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(words, impl="rbg")
 
 
 class StepKey(NamedTuple):
     """What the noise of one Langevin step is drawn from; with a leading axis, of as many steps."""
 
-    words: chex.Array  # uint32, shape (2,)
-    shift: chex.Array | None  # uint32, shape (): the bits that earlier steps used up; None for none
+    words: jax.Array  # uint32, shape (2,)
+    shift: jax.Array | None  # uint32, shape (): the bits that earlier steps used up; None for none
 
 
 class Source(NamedTuple):
     """A law of noise, as a function of random words."""
 
-    transform: Callable[[chex.Array], chex.Array]  # from words of 32 random bits
+    transform: Callable[[jax.Array], jax.Array]  # from words of 32 random bits
     steps: int  # how many share a word: 1, or 32 where `transform` looks at the top bit alone
 
 
-def step_keys(name: str, key: chex.PRNGKey, count: chex.Numeric, steps: chex.Array) -> StepKey:
+def step_keys(name: str, key: jax.Array, count: jax.Array, steps: jax.Array) -> StepKey:
     """The keys of Langevin steps `steps` of update `count`.
 
     Derived from the one key of the state, which is never split: what a step draws depends on no
@@ -86,9 +114,7 @@ def step_keys(name: str, key: chex.PRNGKey, count: chex.Numeric, steps: chex.Arr
     return StepKey(jax.random.key_data(keys), shift)
 
 
-def prepare(
-    name: str, keys: StepKey | None, like: optax.Params
-) -> tuple[Any, Callable[[Any], optax.Params]]:
+def prepare(name: str, keys: StepKey | None, like: PyTree) -> tuple[Any, Callable[[Any], PyTree]]:
     """For the steps of one loop, with a row of `keys` each: their rows, and the noise of a row.
 
     What the steps share is drawn ahead. So is all noise of a small tree, at most `_AHEAD` numbers:
@@ -109,7 +135,7 @@ def prepare(
 
 
 def draw(
-    name: str, key: StepKey | None, like: optax.Params, ahead: dict[int, chex.Array] | None = None
+    name: str, key: StepKey | None, like: PyTree, ahead: dict[int, jax.Array] | None = None
 ) -> Any:
     """Noise in the shapes and dtypes of `like`; None for each leaf where `key` is None.
 
@@ -123,7 +149,7 @@ def draw(
         return jax.tree.map(lambda _: None, like)
     source, ahead = SOURCES[name], ahead or {}
 
-    def transform(words: chex.Array) -> chex.Array:
+    def transform(words: jax.Array) -> jax.Array:
         return source.transform(words if key.shift is None else words << key.shift)
 
     leaves, treedef = jax.tree.flatten(like)
@@ -134,7 +160,7 @@ def draw(
     return jax.tree.unflatten(treedef, cast)
 
 
-Transform = Callable[[chex.Array], chex.Array]
+Transform = Callable[[jax.Array], jax.Array]
 Shapes = list[tuple[int, ...]]
 
 
@@ -147,8 +173,8 @@ def _size(shapes: Shapes) -> int:
 
 
 def _draw_leaves(
-    transform: Transform, key: chex.Array, shapes: Shapes, places: list[int]
-) -> dict[int, chex.Array]:
+    transform: Transform, key: jax.Array, shapes: Shapes, places: list[int]
+) -> dict[int, jax.Array]:
     """Draws the leaves at `places`: alone, or cut from one pool; the numbers are the same."""
     starts, alone = _first_numbers(shapes), set(_alone(shapes))
     drawn = {i: transform(_words(starts[i], shapes[i], key)) for i in places if i in alone}
@@ -169,33 +195,46 @@ def _alone(shapes: Shapes) -> list[int]:
 
 
 @functools.partial(jax.jit, inline=True)  # traced once for each shape
-def _look_up(pool: chex.Array, table: chex.Array) -> chex.Array:
+def _look_up(pool: jax.Array, table: jax.Array) -> jax.Array:
     return pool.at[table].get(mode="promise_in_bounds")
 
 
 def _first_numbers(shapes: Shapes) -> list[int]:
     """The number of each leaf's first parameter, small leaves first.
 
-    The numbers of one leaf never straddle a multiple of 2³², because the hash has 32 bits.
+    The numbers of one leaf never straddle a multiple of 2³², because the hash has 32 bits; those of
+    a leaf of more elements start at one, and take whole rows of each page of 2³² numbers.
     """
     sizes = [math.prod(shape) for shape in shapes]
     starts, end = [0] * len(sizes), 0
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i] > _SMALL):
-        room = -end % 2**32
+        room = -end % _PAGE
         starts[i] = end = end + room if 0 < room < sizes[i] else end
-        end += sizes[i]
+        end += sizes[i] if sizes[i] <= _PAGE else _pages(shapes[i]) * _PAGE
     return starts
 
 
-def _words(start: int, shape: tuple[int, ...], key: chex.Array) -> chex.Array:
+def _pages(shape: tuple[int, ...]) -> int:
+    """How many pages of 2³² numbers a leaf takes that is larger than one."""
+    return -(-math.prod(shape[:-1]) // (_PAGE // shape[-1]))
+
+
+def _words(start: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     """The random words of one leaf, whose first parameter has the number `start`."""
-    page, start = divmod(start, 2**32)
+    page, start = divmod(start, _PAGE)
+    if math.prod(shape) > _PAGE:
+        rows = lax.iota(jnp.uint32, math.prod(shape[:-1])).reshape((*shape[:-1], 1))
+        pages = rows // np.uint32(_PAGE // shape[-1]) + np.uint32(page)
+        column = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+        own = [word ^ pages * _PAGE_KEY for word in key]
+        number = rows % np.uint32(_PAGE // shape[-1]) * np.uint32(shape[-1]) + own[0] + column
+        return _hash(number, own)
     if page:
-        key = key ^ np.uint32(page * 0x9E3779B9 % 2**32)
+        key = key ^ np.uint32(page * int(_PAGE_KEY) % _PAGE)
     return _hash(_numbers(start, shape, key), key)
 
 
-def _pool(transform: Transform, size: int, key: chex.Array) -> chex.Array:
+def _pool(transform: Transform, size: int, key: jax.Array) -> jax.Array:
     """The noise of the parameters 0 to size − 1, as one vector in memory.
 
     Drawn by a loop of two rounds, because XLA cannot look into a loop: it would repeat any plain
@@ -209,7 +248,7 @@ def _pool(transform: Transform, size: int, key: chex.Array) -> chex.Array:
     return halves.reshape(-1)
 
 
-def _numbers(start: int, shape: tuple[int, ...], key: chex.Array) -> chex.Array:
+def _numbers(start: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     """Each element's number, modulo 2³², plus the key's first word.
 
     That word, which changes from step to step, goes in before the column does: otherwise XLA
@@ -223,7 +262,7 @@ def _numbers(start: int, shape: tuple[int, ...], key: chex.Array) -> chex.Array:
     return starts + lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
 
 
-def _hash(number: chex.Array, key: chex.Array) -> chex.Array:
+def _hash(number: jax.Array, key: Sequence[jax.Array] | jax.Array) -> jax.Array:
     """Mixes `number`, with the key's first word added, into 32 random bits.
 
     Multiplications carry low bits up, shifted xors bring high bits down; the multipliers and
@@ -236,12 +275,12 @@ def _hash(number: chex.Array, key: chex.Array) -> chex.Array:
     return x ^ (x >> 14)
 
 
-def _rademacher(word: chex.Array) -> chex.Array:
+def _rademacher(word: jax.Array) -> jax.Array:
     """±1 by the top bit."""
     return _with_sign_of(word, jnp.ones((), jnp.float32))
 
 
-def _gaussian(word: chex.Array) -> chex.Array:
+def _gaussian(word: jax.Array) -> jax.Array:
     """The normal quantile of the word: the top bit is the sign, the others the tail.
 
     The tail's probability p lies in (0, 1/2]. The quantile is nearly a straight line in
@@ -265,7 +304,7 @@ _LOG2 = (1.4426997, -0.7213759, 0.48046502, -0.35896188, 0.29726276, -0.27269772
 _SQRT_HALF = np.int32(0x3F3504F3)  # √½ as the bits of a float32
 
 
-def _log2(x: chex.Array) -> chex.Array:
+def _log2(x: jax.Array) -> jax.Array:
     """log2 of a positive normal number, several times cheaper than `jnp.log2`."""
     bits = lax.bitcast_convert_type(x, jnp.int32)
     exponent = (bits - _SQRT_HALF) >> 23
@@ -273,7 +312,7 @@ def _log2(x: chex.Array) -> chex.Array:
     return m * _polynomial(_LOG2, m) + exponent.astype(jnp.float32)
 
 
-def _polynomial(coefficients: tuple[float, ...], x: chex.Array) -> chex.Array:
+def _polynomial(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
     """Horner's rule, lowest coefficient first."""
     y = jnp.float32(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
@@ -281,7 +320,7 @@ def _polynomial(coefficients: tuple[float, ...], x: chex.Array) -> chex.Array:
     return y
 
 
-def _with_sign_of(word: chex.Array, magnitude: chex.Array) -> chex.Array:
+def _with_sign_of(word: jax.Array, magnitude: jax.Array) -> jax.Array:
     bits = lax.bitcast_convert_type(magnitude, jnp.uint32) | (word & np.uint32(1 << 31))
     return lax.bitcast_convert_type(bits, jnp.float32)
 

@@ -6,29 +6,34 @@ mini-batches of its own.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _checks, _collectives
-from entropy_sgd_jax.local_entropy import ScalarOrSchedule
-from entropy_sgd_jax.noise import threefry
-from entropy_sgd_jax.optimizers import entropic
+from entropy_sgd_jax import _checks, _collectives, _guard, _protocol
+from entropy_sgd_jax._optimizers import build, entropic
+from entropy_sgd_jax._options import advised, with_options_of
+from entropy_sgd_jax._typing import (
+    AxisName,
+    EntropicOptions,
+    EntropicTransformation,
+    LangevinOptions,
+    PyTree,
+    ScalarOrSchedule,
+)
 
 
 class ElasticCouplingState(NamedTuple):
     """State of `add_elastic_coupling`."""
 
-    count: chex.Array  # updates so far; shape (), int32
+    count: jax.Array  # type: ignore[assignment]  # updates so far; shape (), int32
 
 
 def add_elastic_coupling(
-    strength: ScalarOrSchedule, axis_name: Any
+    strength: ScalarOrSchedule, axis_name: AxisName
 ) -> optax.GradientTransformation:
     r"""Adds a pull towards the mean of the replicas, as a spring would exert it.
 
@@ -64,23 +69,25 @@ def add_elastic_coupling(
       https://arxiv.org/abs/1412.6651. Here the mean itself stands for their centre variable, as in
       Parle.
     """
-    strength = _checks.number("strength", strength)
-    axis_name = _checks.axis_name("axis_name", axis_name)
+    strength = _checks.check("strength", strength)
+    axis_name = _checks.given("axis_name", axis_name)
 
-    def init(params: optax.Params) -> ElasticCouplingState:
+    def init(params: PyTree) -> ElasticCouplingState:
         del params
         return ElasticCouplingState(count=jnp.zeros((), jnp.int32))
 
     def update(
-        updates: optax.Updates, state: ElasticCouplingState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, ElasticCouplingState]:
-        _checks.params(params)
-        _checks.bound("axis_name", axis_name)
+        updates: PyTree, state: ElasticCouplingState, params: PyTree | None = None
+    ) -> tuple[PyTree, ElasticCouplingState]:
+        _protocol.params(params)
+        _protocol.bound("axis_name", axis_name)
         rho = strength(state.count) if callable(strength) else strength
         center = _collectives.wide_mean(params, axis_name)
 
-        def pull(update: chex.Array, x: chex.Array, mean: chex.Array) -> chex.Array:
-            return jnp.asarray(update + rho * (x - mean), jnp.result_type(update))
+        def pull(update: jax.Array, x: jax.Array, mean: jax.Array) -> jax.Array:
+            wide = mean.dtype
+            spring = jnp.asarray(rho, wide) * (jnp.asarray(x, wide) - mean)
+            return jnp.asarray(jnp.asarray(update, wide) + spring, jnp.result_type(update))
 
         count = optax.safe_increment(state.count)
         return jax.tree.map(pull, updates, params, center), ElasticCouplingState(count)
@@ -88,12 +95,19 @@ def add_elastic_coupling(
     return optax.GradientTransformation(init, update)
 
 
-def average_over_replicas(axis_name: Any) -> optax.GradientTransformation:
-    """Replaces the updates by their mean over the replicas.
+def average_over_replicas(
+    axis_name: AxisName | None,
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces the updates by their mean over the replicas that can contribute.
 
     Before the outer step of `entropic` it turns the pseudo-gradient x − μ of each replica into that
     of all, so that equal replicas stay equal: the synchronisation of DiLoCo. Cost: one all-reduce
     of the updates in their own dtype.
+
+    ``update(..., replica_weight=w)`` weights the mean by a scalar w ≥ 0 of each replica: the tokens
+    it has seen, or 0 if it is absent. A replica whose updates hold a NaN or Inf counts as 0. If all
+    weights are 0 there is no mean: the result is NaN, at which `entropic` takes no step. Weights
+    go through the updates' dtype, so keep them near 1 for float16.
 
     Args:
       axis_name: the axis, or axes, of the replicas; None for a single one, of which the mean is
@@ -103,26 +117,46 @@ def average_over_replicas(axis_name: Any) -> optax.GradientTransformation:
       A transformation without state.
 
     Raises:
-      ValueError: in ``update`` where the axis is not bound.
+      ValueError: in ``update`` for an axis that is not bound, or a concrete weight below 0.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax import average_over_replicas
     >>> tx = average_over_replicas("replica")
-    >>> mean = lambda update: tx.update(update, tx.init(update))[0]
-    >>> print(jax.vmap(mean, axis_name="replica")(jnp.array([1.0, 2.0, 6.0])))
-    [3. 3. 3.]
+    >>> mean = lambda u, w: tx.update(u, tx.init(u), replica_weight=w)[0]
+    >>> updates, weights = jnp.array([1.0, 2.0, 6.0]), jnp.array([1.0, 1.0, 2.0])
+    >>> print(jax.vmap(mean, axis_name="replica")(updates, weights))
+    [3.75 3.75 3.75]
     """
-    axis_name = _checks.axis_name("axis_name", axis_name, optional=True)
+    axis_name = _checks.check("axis_name", axis_name)
 
-    def average(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
-        del params
-        _checks.bound("axis_name", axis_name)
-        return _collectives.mean(updates, axis_name)
+    def update(
+        updates: PyTree,
+        state: optax.EmptyState,
+        params: PyTree | None = None,
+        *,
+        replica_weight: ArrayLike | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del params, extra_args
+        if replica_weight is None:
+            weight = jnp.ones((), jnp.float32)
+        else:
+            weight = jnp.asarray(_checks.check("replica_weight", replica_weight), jnp.float32)
+        if axis_name is not None:
+            _protocol.bound("axis_name", axis_name)
+            weight = jnp.where(_guard.all_finite(updates), weight, jnp.zeros_like(weight))
+            updates = _collectives.weighted_mean(updates, weight, axis_name)
+        elif replica_weight is not None:
+            nobody = jnp.asarray(jnp.nan, jnp.float32)
+            updates = jax.tree.map(
+                lambda leaf: jnp.where(weight == 0, nobody.astype(leaf.dtype), leaf), updates
+            )
+        return updates, state
 
-    return optax.stateless(average)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def replica_average(params: optax.Params, axis_name: Any) -> optax.Params:
+def replica_average(params: PyTree, axis_name: AxisName) -> PyTree:
     """Returns the mean of the replicas' parameters: the model to evaluate and to save.
 
     In streaming mode take the mean of ``anchor_params(state, params)``.
@@ -143,33 +177,21 @@ def replica_average(params: optax.Params, axis_name: Any) -> optax.Params:
     >>> print(jax.vmap(mean, axis_name="replica", out_axes=None)(jnp.array([1.0, 2.0, 6.0])))
     3.0
     """
-    _checks.bound("axis_name", _checks.axis_name("axis_name", axis_name, optional=True))
+    _protocol.bound("axis_name", _checks.check("axis_name", axis_name))
     center = _collectives.wide_mean(params, axis_name)
     return jax.tree.map(lambda x, mean: jnp.asarray(mean, jnp.result_type(x)), params, center)
 
 
+@with_options_of(entropic, inner_steps=25)
 def parle(
     learning_rate: ScalarOrSchedule,
     momentum: ArrayLike | None = 0.9,
     nesterov: bool = True,
     *,
-    replica_axis_name: Any,
+    replica_axis_name: AxisName,
     coupling: ScalarOrSchedule,
-    inner_steps: int = 25,
-    inner_learning_rate: ScalarOrSchedule = 0.1,
-    scope: ScalarOrSchedule = 0.03,
-    noise_scale: ScalarOrSchedule = 1e-4,
-    averaging: ScalarOrSchedule = 0.75,
-    inner_transform: optax.GradientTransformation | None = None,
-    reset_inner_state: bool = True,
-    noise: str = "gaussian",
-    scale_by_scope: bool = False,
-    streaming: bool = False,
-    batch_axis_name: Any = None,
-    accumulator_dtype: Any = None,
-    diagnostics: bool = False,
-    key: Any = 0,
-) -> optax.GradientTransformationExtraArgs:
+    **options: Unpack[EntropicOptions],
+) -> EntropicTransformation:
     r"""Parle: Entropy-SGD in several replicas that are pulled towards their mean.
 
     Each replica a explores around its own xᵃ for L gradients of its own, and then
@@ -228,38 +250,19 @@ def parle(
       https://arxiv.org/abs/1707.00424. Departures: the pull is towards the mean of the x, where
       the authors' code takes that of the μ; strengths are theirs, not the paper's inverses.
     """
-    tx = entropic(
-        elastic_sgd(
-            learning_rate,
-            momentum,
-            nesterov,
-            replica_axis_name=replica_axis_name,
-            coupling=coupling,
-        ),
-        inner_steps=inner_steps,
-        inner_learning_rate=inner_learning_rate,
-        scope=scope,
-        noise_scale=noise_scale,
-        averaging=averaging,
-        inner_transform=inner_transform,
-        reset_inner_state=reset_inner_state,
-        noise=noise,
-        scale_by_scope=scale_by_scope,
-        streaming=streaming,
-        batch_axis_name=batch_axis_name,
-        accumulator_dtype=accumulator_dtype,
-        diagnostics=diagnostics,
-        key=key,
+    base_optimizer = elastic_sgd(
+        learning_rate, momentum, nesterov, replica_axis_name=replica_axis_name, coupling=coupling
     )
-    return _with_own_noise(tx, replica_axis_name)
+    return build(base_optimizer, replica_axis_name=replica_axis_name, **options)
 
 
+@advised
 def elastic_sgd(
     learning_rate: ScalarOrSchedule,
     momentum: ArrayLike | None = 0.9,
     nesterov: bool = True,
     *,
-    replica_axis_name: Any,
+    replica_axis_name: AxisName,
     coupling: ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Elastic-SGD: SGD in several replicas that are pulled towards their mean.
@@ -295,25 +298,25 @@ def elastic_sgd(
       Zhang, Choromanska and LeCun, "Deep learning with Elastic Averaging SGD", NeurIPS 2015,
       https://arxiv.org/abs/1412.6651; as restated in Parle, https://arxiv.org/abs/1707.00424.
     """
-    learning_rate = _checks.number("learning_rate", learning_rate)
-    momentum = _checks.decay("momentum", momentum)
+    learning_rate = _checks.check("learning_rate", learning_rate)
+    momentum, nesterov = _checks.check("momentum", momentum), _checks.check("nesterov", nesterov)
+    coupling = _checks.check("coupling", coupling)
+    replica_axis_name = _checks.given("replica_axis_name", replica_axis_name)
     return optax.with_extra_args_support(
         optax.chain(
-            add_elastic_coupling(
-                _checks.number("coupling", coupling),
-                _checks.axis_name("replica_axis_name", replica_axis_name),
-            ),
+            add_elastic_coupling(coupling, replica_axis_name),
             optax.sgd(learning_rate, momentum, nesterov),
         )
     )
 
 
+@advised
 def replicated_sgd(
     learning_rate: ScalarOrSchedule,
     momentum: ArrayLike | None = 0.9,
     nesterov: bool = True,
     *,
-    replica_axis_name: Any,
+    replica_axis_name: AxisName,
     coupling: ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """Replicated SGD (rSGD): Elastic-SGD whose coupling grows until the replicas are one.
@@ -357,27 +360,19 @@ def replicated_sgd(
     )
 
 
+@with_options_of(entropic, averaging=1, scope=0, noise_scale=0, reset_inner_state=False)
 def diloco(
     learning_rate: ScalarOrSchedule = 0.7,
     momentum: ArrayLike | None = 0.9,
     nesterov: bool = True,
     *,
-    replica_axis_name: Any = None,
+    replica_axis_name: AxisName | None = None,
     inner_steps: int,
-    inner_learning_rate: ScalarOrSchedule,
+    inner_optimizer: optax.GradientTransformation | None = None,
+    inner_learning_rate: ScalarOrSchedule | None = None,
     inner_transform: optax.GradientTransformation | None = None,
-    scope: ScalarOrSchedule = 0,
-    noise_scale: ScalarOrSchedule = 0,
-    averaging: ScalarOrSchedule = 1,
-    reset_inner_state: bool = False,
-    noise: str = "gaussian",
-    scale_by_scope: bool = False,
-    streaming: bool = False,
-    batch_axis_name: Any = None,
-    accumulator_dtype: Any = None,
-    diagnostics: bool = False,
-    key: Any = 0,
-) -> optax.GradientTransformationExtraArgs:
+    **options: Unpack[LangevinOptions],
+) -> EntropicTransformation:
     r"""DiLoCo: L local steps of AdamW in each replica, then one Nesterov step on their mean.
 
     .. math::
@@ -447,49 +442,41 @@ def diloco(
       Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", NeurIPS 2019,
       https://arxiv.org/abs/1907.08610.
     """
-    if inner_transform is None:
-        inner_transform = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))
-    learning_rate = _checks.number("learning_rate", learning_rate)
-    momentum = _checks.decay("momentum", momentum)
-    replica_axis_name = _checks.axis_name("replica_axis_name", replica_axis_name, optional=True)
-    tx = entropic(
+    learning_rate = _checks.check("learning_rate", learning_rate)
+    momentum, nesterov = _checks.check("momentum", momentum), _checks.check("nesterov", nesterov)
+    replica_axis_name = _checks.check("replica_axis_name", replica_axis_name)
+    inner_learning_rate, inner_transform = _inner_loop(
+        inner_optimizer, inner_learning_rate, inner_transform
+    )
+    return build(
         optax.chain(
-            average_over_replicas(replica_axis_name),
-            optax.sgd(learning_rate, momentum, nesterov),
+            average_over_replicas(replica_axis_name), optax.sgd(learning_rate, momentum, nesterov)
         ),
+        replica_axis_name=replica_axis_name,
         inner_steps=inner_steps,
         inner_learning_rate=inner_learning_rate,
-        scope=scope,
-        noise_scale=noise_scale,
-        averaging=averaging,
         inner_transform=inner_transform,
-        reset_inner_state=reset_inner_state,
-        noise=noise,
-        scale_by_scope=scale_by_scope,
-        streaming=streaming,
-        batch_axis_name=batch_axis_name,
-        accumulator_dtype=accumulator_dtype,
-        diagnostics=diagnostics,
-        key=key,
+        **options,
     )
-    return _with_own_noise(tx, replica_axis_name)
 
 
-def _with_own_noise(
-    tx: optax.GradientTransformationExtraArgs, axis_name: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Lets each replica draw its own noise, from the one key that all their states hold."""
-    if axis_name is None:
-        return tx
-
-    def update(
-        grads: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, Any]:
-        _checks.bound("replica_axis_name", axis_name)
-        index = lax.axis_index(axis_name)
-        shared = threefry(state.rng_key)
-        own = jnp.where(index == 0, shared, jax.random.fold_in(shared, index))
-        updates, moved = tx.update(grads, state._replace(rng_key=own), params, **extra_args)
-        return updates, moved._replace(rng_key=state.rng_key)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+def _inner_loop(
+    optimizer: optax.GradientTransformation | None,
+    learning_rate: ScalarOrSchedule | None,
+    direction: optax.GradientTransformation | None,
+) -> tuple[ScalarOrSchedule, optax.GradientTransformation]:
+    """The rate and the direction of the inner steps, from either way to spell them."""
+    if optimizer is not None and learning_rate is None and direction is None:
+        _checks.downhill("inner_optimizer", _checks.check("inner_optimizer", optimizer))
+        return 1.0, optax.chain(optimizer, optax.scale(-1.0))
+    if optimizer is not None or learning_rate is None:
+        raise _checks.error(
+            "inner_optimizer",
+            "given without `inner_learning_rate` and `inner_transform`, or one of the first two",
+            f"{optimizer!r}, {learning_rate!r} and {direction!r}",
+            "Pass a whole optimizer with its own rate, inner_optimizer=optax.adamw(4e-4); or "
+            "inner_learning_rate=4e-4, with a direction as `inner_transform` if it is not AdamW's.",
+        )
+    if direction is None:
+        direction = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))
+    return learning_rate, direction

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _checks
-from entropy_sgd_jax import noise as noise_lib
-from entropy_sgd_jax.local_entropy import LocalEntropy, ScalarOrSchedule
+from entropy_sgd_jax import _checks, _gradients
+from entropy_sgd_jax._algorithm import Algorithm
+from entropy_sgd_jax._options import advised, with_options_of
+from entropy_sgd_jax._protocol import Adviser
+from entropy_sgd_jax._typing import (
+    AxisName,
+    EntropicOptions,
+    EntropicTransformation,
+    PyTree,
+    ScalarOrSchedule,
+)
 
 
+@advised
 def entropic(
     base_optimizer: optax.GradientTransformation,
     *,
@@ -25,11 +35,11 @@ def entropic(
     noise: str = "gaussian",
     scale_by_scope: bool = False,
     streaming: bool = False,
-    batch_axis_name: Any = None,
+    batch_axis_name: AxisName | None = None,
     accumulator_dtype: Any = None,
     diagnostics: bool = False,
     key: Any = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> EntropicTransformation:
     r"""Makes any base optimizer descend the local entropy instead of the loss.
 
     The local entropy F(x; γ) = log ∫ exp(−f(x′) − γ/2 ‖x − x′‖²) dx′ is large where a *wide*
@@ -153,32 +163,72 @@ def entropic(
       Pittorino et al., "Entropic gradient descent algorithms and wide flat minima", ICLR 2021,
       https://arxiv.org/abs/2006.07897, for the name.
     """
-    algorithm = LocalEntropy(
-        base_optimizer=_checks.transformation("base_optimizer", base_optimizer),
-        inner_steps=_checks.inner_steps(inner_steps),
-        inner_learning_rate=_checks.number("inner_learning_rate", inner_learning_rate),
-        scope=_checks.number("scope", scope),
-        noise_scale=_checks.number("noise_scale", noise_scale),
-        averaging=_checks.number("averaging", averaging, high=1),
-        inner_transform=_checks.transformation(
-            "inner_transform", optax.identity() if inner_transform is None else inner_transform
-        ),
+    return build(
+        base_optimizer,
+        inner_steps=inner_steps,
+        inner_learning_rate=inner_learning_rate,
+        scope=scope,
+        noise_scale=noise_scale,
+        averaging=averaging,
+        inner_transform=inner_transform,
         reset_inner_state=reset_inner_state,
-        noise=_checks.choice("noise", noise, tuple(noise_lib.SOURCES)),
+        noise=noise,
         scale_by_scope=scale_by_scope,
-        streaming=streaming and inner_steps > 0,
-        batch_axis_name=_checks.axis_name("batch_axis_name", batch_axis_name, optional=True),
-        accumulator_dtype=_checks.accumulator_dtype(accumulator_dtype),
+        streaming=streaming,
+        batch_axis_name=batch_axis_name,
+        accumulator_dtype=accumulator_dtype,
         diagnostics=diagnostics,
-        key=_checks.key(key),
+        key=key,
     )
-    if algorithm.inner_steps == 0:
-        update = algorithm.base_alone
+
+
+def build(
+    base_optimizer: optax.GradientTransformation,
+    *,
+    inner_transform: optax.GradientTransformation | None,
+    batch_axis_name: AxisName | None,
+    replica_axis_name: AxisName | None = None,
+    **options: Any,
+) -> EntropicTransformation:
+    """`entropic` over replicas, each of which draws noise of its own from the one key."""
+    if inner_transform is None:
+        inner_transform = optax.identity()
     else:
-        update = algorithm.stream if algorithm.streaming else algorithm.scan
-    return optax.GradientTransformationExtraArgs(algorithm.init, update)
+        _checks.check("inner_transform", inner_transform)
+        _checks.uphill("inner_transform", inner_transform)
+    _checks.different_axes(_checks.check("batch_axis_name", batch_axis_name), replica_axis_name)
+    options = {name: _checks.check(name, value) for name, value in options.items()}
+    alone = options["inner_steps"] == 0
+    options["streaming"] &= not alone
+    if options["streaming"] and _is_one(options["averaging"]):
+        # As an array: what x′ has been, a stream knows from (1 − α) μ alone, which has to stay in.
+        options["averaging"] = np.float32(1)
+    algorithm = Algorithm(
+        base_optimizer=_checks.check("base_optimizer", base_optimizer),
+        inner_transform=_checks.check("inner_transform", inner_transform),
+        axes=_gradients.Axes(batch_axis_name, replica_axis_name),
+        **options,
+    )
+    driver = algorithm.stream if algorithm.streaming else algorithm.scan
+    driver = algorithm.base_alone if alone else driver
+    adviser = Adviser()
+
+    def update(
+        updates: PyTree | None, state: Any, params: PyTree | None = None, **extra_args: Any
+    ) -> Any:
+        returned = driver(updates, state, params, **extra_args)
+        if not alone:
+            adviser.look_at((updates, state, params), extra_args)
+        return returned
+
+    return EntropicTransformation(algorithm.init, update)
 
 
+def _is_one(value: Any) -> bool:
+    return isinstance(value, float) and value == 1
+
+
+@with_options_of(entropic)
 def entropy_sgd(
     learning_rate: ScalarOrSchedule,
     momentum: ArrayLike | None = None,
@@ -186,21 +236,8 @@ def entropy_sgd(
     *,
     inner_momentum: ArrayLike | None = 0.9,
     inner_nesterov: bool = True,
-    inner_steps: int = 20,
-    inner_learning_rate: ScalarOrSchedule = 0.1,
-    scope: ScalarOrSchedule = 0.03,
-    noise_scale: ScalarOrSchedule = 1e-4,
-    averaging: ScalarOrSchedule = 0.75,
-    inner_transform: optax.GradientTransformation | None = None,
-    reset_inner_state: bool = True,
-    noise: str = "gaussian",
-    scale_by_scope: bool = False,
-    streaming: bool = False,
-    batch_axis_name: Any = None,
-    accumulator_dtype: Any = None,
-    diagnostics: bool = False,
-    key: Any = 0,
-) -> optax.GradientTransformationExtraArgs:
+    **options: Unpack[EntropicOptions],
+) -> EntropicTransformation:
     r"""Entropy-SGD: stochastic gradient descent on the local entropy.
 
     The paper's algorithm: L Langevin steps with Nesterov momentum around x, then one step of SGD
@@ -241,27 +278,14 @@ def entropy_sgd(
       Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017,
       https://arxiv.org/abs/1611.01838
     """
-    learning_rate = _checks.number("learning_rate", learning_rate)
-    momentum = _checks.decay("momentum", momentum)
-    return entropic(
-        optax.sgd(learning_rate, momentum, nesterov),
-        inner_steps=inner_steps,
-        inner_learning_rate=inner_learning_rate,
-        scope=scope,
-        noise_scale=noise_scale,
-        averaging=averaging,
-        inner_transform=_momentum(inner_transform, inner_momentum, inner_nesterov),
-        reset_inner_state=reset_inner_state,
-        noise=noise,
-        scale_by_scope=scale_by_scope,
-        streaming=streaming,
-        batch_axis_name=batch_axis_name,
-        accumulator_dtype=accumulator_dtype,
-        diagnostics=diagnostics,
-        key=key,
-    )
+    learning_rate = _checks.check("learning_rate", learning_rate)
+    momentum = _checks.check("momentum", momentum)
+    nesterov = _checks.check("nesterov", nesterov)
+    base_optimizer = optax.sgd(learning_rate, momentum, nesterov)
+    return _with_momentum(base_optimizer, inner_momentum, inner_nesterov, options)
 
 
+@with_options_of(entropic)
 def entropy_adam(
     learning_rate: ScalarOrSchedule,
     b1: ArrayLike = 0.9,
@@ -270,21 +294,8 @@ def entropy_adam(
     *,
     inner_momentum: ArrayLike | None = 0.9,
     inner_nesterov: bool = True,
-    inner_steps: int = 20,
-    inner_learning_rate: ScalarOrSchedule = 0.1,
-    scope: ScalarOrSchedule = 0.03,
-    noise_scale: ScalarOrSchedule = 1e-4,
-    averaging: ScalarOrSchedule = 0.75,
-    inner_transform: optax.GradientTransformation | None = None,
-    reset_inner_state: bool = True,
-    noise: str = "gaussian",
-    scale_by_scope: bool = False,
-    streaming: bool = False,
-    batch_axis_name: Any = None,
-    accumulator_dtype: Any = None,
-    diagnostics: bool = False,
-    key: Any = 0,
-) -> optax.GradientTransformationExtraArgs:
+    **options: Unpack[EntropicOptions],
+) -> EntropicTransformation:
     r"""Entropy-Adam: Adam on the local entropy.
 
     The paper's optimizer for recurrent networks: L Langevin steps with Nesterov momentum around x,
@@ -328,32 +339,21 @@ def entropy_adam(
       https://arxiv.org/abs/1611.01838, section 4.3.
       Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015.
     """
-    learning_rate = _checks.number("learning_rate", learning_rate)
-    b1, b2 = _checks.decay("b1", b1), _checks.decay("b2", b2)
-    return entropic(
-        optax.adam(learning_rate, b1, b2, _checks.number("eps", eps, schedule=False)),
-        inner_steps=inner_steps,
-        inner_learning_rate=inner_learning_rate,
-        scope=scope,
-        noise_scale=noise_scale,
-        averaging=averaging,
-        inner_transform=_momentum(inner_transform, inner_momentum, inner_nesterov),
-        reset_inner_state=reset_inner_state,
-        noise=noise,
-        scale_by_scope=scale_by_scope,
-        streaming=streaming,
-        batch_axis_name=batch_axis_name,
-        accumulator_dtype=accumulator_dtype,
-        diagnostics=diagnostics,
-        key=key,
-    )
+    learning_rate = _checks.check("learning_rate", learning_rate)
+    b1, b2, eps = _checks.check("b1", b1), _checks.check("b2", b2), _checks.check("eps", eps)
+    base_optimizer = optax.adam(learning_rate, b1, b2, eps)
+    return _with_momentum(base_optimizer, inner_momentum, inner_nesterov, options)
 
 
-def _momentum(
-    inner_transform: optax.GradientTransformation | None, decay: Any, nesterov: bool
-) -> optax.GradientTransformation | None:
-    """The inner momentum, unless the caller gave a transform of his own."""
-    decay = _checks.decay("inner_momentum", decay)
-    if inner_transform is not None or decay is None:
-        return inner_transform
-    return optax.trace(decay, nesterov)
+def _with_momentum(
+    base_optimizer: optax.GradientTransformation,
+    decay: ArrayLike | None,
+    nesterov: bool,
+    options: EntropicOptions,
+) -> EntropicTransformation:
+    """`entropic` with momentum inside, unless `inner_transform` is given."""
+    decay = _checks.check("inner_momentum", decay)
+    nesterov = _checks.check("inner_nesterov", nesterov)
+    if options.get("inner_transform") is None and decay is not None:
+        options["inner_transform"] = optax.trace(decay, nesterov)
+    return entropic(base_optimizer, **options)

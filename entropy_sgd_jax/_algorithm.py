@@ -1,0 +1,350 @@
+"""The paper's Algorithm 1 around any base optimizer: start, Langevin step, descend.
+
+Two drivers take the same steps: `scan` all L of them in one update, `stream` one in each update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+
+from entropy_sgd_jax import (
+    _collectives,
+    _diagnostics,
+    _gradients,
+    _guard,
+    _noise,
+    _protocol,
+    _streaming,
+    _trees,
+)
+from entropy_sgd_jax._control import apply_if, settled
+from entropy_sgd_jax._langevin import langevin_step
+from entropy_sgd_jax._state import EntropicState
+from entropy_sgd_jax._typing import PyTree, ScalarOrSchedule
+
+
+class Chain(NamedTuple):
+    """What a Langevin step moves."""
+
+    iterate: PyTree  # x′
+    average: PyTree  # μ
+    inner_state: optax.OptState  # of D
+    record: _diagnostics.EntropicDiagnostics | None
+
+
+class Anchor(NamedTuple):
+    """Where the chain started."""
+
+    x: PyTree  # in the accumulator's dtype
+    params: PyTree  # the same, in the parameters' own
+    t: jax.Array  # outer steps before
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """Algorithm 1 over the arguments of `entropic`, which documents them."""
+
+    base_optimizer: optax.GradientTransformationExtraArgs
+    inner_steps: int
+    inner_learning_rate: ScalarOrSchedule
+    scope: ScalarOrSchedule
+    noise_scale: ScalarOrSchedule
+    averaging: ScalarOrSchedule
+    inner_transform: optax.GradientTransformationExtraArgs
+    reset_inner_state: bool
+    noise: str
+    scale_by_scope: bool
+    streaming: bool
+    axes: _gradients.Axes
+    accumulator_dtype: Any
+    diagnostics: bool
+    key: Any
+
+    def start(self, anchor: Anchor, state: EntropicState) -> Chain:
+        """x′, μ ← x."""
+        inner_state = state.inner_state
+        if self.reset_inner_state:
+            inner_state = _guard.restarted(self.inner_transform, inner_state, anchor.x)
+        record = state.diagnostics
+        if record is not None:  # with a place for the gradient to come
+            record = record._replace(first_gradient=anchor.x)
+        return self._own(Chain(anchor.x, anchor.x, inner_state, record), anchor)
+
+    def step(
+        self,
+        chain: Chain,
+        anchor: Anchor,
+        step: ArrayLike,
+        gradient: _gradients.Gradient,
+        xi: PyTree,
+    ) -> Chain:
+        """x′ ← x′ − η′ (D(∇f(x′)) + γ (x′ − x)) + √η′ ε ξ,  μ ← (1 − α) μ + α x′."""
+        grads = _trees.cast_like(gradient.value, anchor.x)
+        direction, inner_state = self.inner_transform.update(
+            grads, chain.inner_state, chain.iterate
+        )
+        move_leaf = functools.partial(
+            langevin_step,
+            step_size=_at(self.inner_learning_rate, anchor.t * self.inner_steps + step),
+            scope=_at(self.scope, anchor.t),
+            noise_scale=_at(self.noise_scale, anchor.t),
+            averaging=_at(self.averaging, anchor.t),
+        )
+        move = jax.jit(move_leaf, inline=True)  # traced once for each shape, not for each leaf
+        direction = _trees.cast_like(direction, anchor.x)
+        moved = jax.tree.map(move, chain.iterate, chain.average, direction, anchor.x, xi)
+        iterate, average = _trees.unzip(anchor.x, moved)
+        average = _guard.remember_overflow(average, iterate, anchor.params)
+        record = chain.record
+        if record is not None:
+            losses = (gradient.loss, gradient.known_losses)
+            record = _diagnostics.observe_step(record, step, grads, *losses, iterate, anchor.x)
+        return Chain(iterate, average, inner_state, record)
+
+    def descend(
+        self, chain: Chain, anchor: Anchor, base_state: optax.OptState, extra_args: dict[str, Any]
+    ) -> tuple[PyTree, Chain, optax.OptState]:
+        """x ← the base optimizer's step on G = x − μ.
+
+        A chain that has not stayed finite has no G, but NaN: a mean over replicas leaves it out,
+        any other base optimizer passes it on. A step that is not finite is not taken. In both cases
+        the next chain starts again from x. The second test is on what has been through the base
+        optimizer's means over devices, so that all devices decide alike.
+        """
+        scope = _at(self.scope, anchor.t)
+        initial = self.inner_transform.init(anchor.x)
+        sound = settled(
+            _guard.all_finite(chain.average) & _guard.stays_finite(chain.inner_state, initial)
+        )
+
+        def pseudo_gradient(x: jax.Array, mean: jax.Array) -> jax.Array:
+            factor = jnp.asarray(scope if self.scale_by_scope else 1, x.dtype)
+            return jnp.where(sound, (x - mean) * factor, jnp.asarray(jnp.nan, x.dtype))
+
+        direction = jax.tree.map(pseudo_gradient, anchor.x, chain.average)
+        updates, moved = self.base_optimizer.update(
+            _trees.cast_like(direction, anchor.params), base_state, anchor.params, **extra_args
+        )
+        updates = _trees.cast_like(updates, anchor.params)
+        landed = optax.apply_updates(anchor.params, updates)
+        initial = self.base_optimizer.init(anchor.params)
+        taken = settled(_guard.all_finite(landed) & _guard.stays_finite(moved, initial))
+        if chain.record is not None:
+            evaluations = (anchor.t + 1) * self.inner_steps
+            record = _diagnostics.observe_update(chain.record, direction, scope, evaluations)
+            chain = chain._replace(record=record)
+        chain = apply_if(~(sound & taken), functools.partial(self._restart, anchor), chain)
+        updates = _trees.where(taken, updates, _trees.zeros_like(updates))
+        return updates, chain, _trees.where(taken, moved, base_state)
+
+    def scan(
+        self,
+        grads: PyTree | None,
+        state: EntropicState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, EntropicState]:
+        """One update: L Langevin steps, then the base optimizer's."""
+        anchor = self._arrive(params, state)
+        first = None
+        if grads is not None:  # spent as the first of the L
+            first = self.axes.given(grads, params, 0, "in scan mode", extra_args.get("value"))
+        gradient = _gradients.scanned(self.axes, params, self.inner_steps, first, **extra_args)
+        rows, xi = _noise.prepare(
+            self.noise, self._keys(state, jnp.arange(self.inner_steps, dtype=jnp.int32)), anchor.x
+        )
+
+        chain = self.start(anchor, state)
+        if first is not None:
+            chain = self.step(chain, anchor, 0, first, xi(_row(rows, 0)))
+
+        def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
+            call, row, batch = inputs
+            found = gradient(chain.iterate, call, batch)
+            return self.step(chain, anchor, call + gradient.spent, found, xi(row)), None
+
+        if gradient.calls:
+            rows = jax.tree.map(lambda rows: rows[gradient.spent :], rows)
+            calls = jnp.arange(gradient.calls, dtype=jnp.int32)
+            chain, _ = lax.scan(body, chain, (calls, rows, extra_args.get("batches")))
+        updates, chain, base_state = self.descend(
+            chain, anchor, state.base_state, _for_base(extra_args)
+        )
+        record = chain.record
+        return updates, state._replace(
+            count=optax.safe_increment(state.count),
+            langevin_iterate=chain.iterate,
+            langevin_average=chain.average,
+            inner_state=chain.inner_state,
+            base_state=base_state,
+            diagnostics=None if record is None else record._replace(first_gradient=None),
+        )
+
+    def stream(
+        self,
+        grads: PyTree,
+        state: EntropicState,
+        params: PyTree | None = None,
+        *,
+        batches: None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, EntropicState]:
+        """One update: one Langevin step; after every L-th, the base optimizer's."""
+        self._arrive(params, state)
+        _protocol.one_gradient(batches)
+        state, step = self._own_parts(state), state.inner_count
+        gradient = self.axes.given(
+            grads, params, step, "in streaming mode", extra_args.get("value")
+        )
+        anchor, chain = self._resume(params, state)
+        xi = _noise.draw(self.noise, _row(self._keys(state, step[None]), 0), anchor.x)
+        chain = self.step(chain, anchor, step, gradient, xi)
+        updates = jax.tree.map(_streaming.step_to, chain.iterate, params)
+
+        def descend(carry: Any) -> Any:
+            _, x, chain, base_state = carry
+            anchor = self._anchor(x, state)
+            updates, chain, base_state = self.descend(
+                chain, anchor, base_state, _for_base(extra_args)
+            )
+            x = optax.apply_updates(x, updates)
+            landed = jax.tree.map(_streaming.landing, params, x)
+            chain = chain._replace(iterate=self._accumulators(landed))
+            return jax.tree.map(jnp.subtract, x, params), x, chain, base_state
+
+        last = step == self.inner_steps - 1
+        updates, x, chain, base_state = apply_if(
+            last, descend, (updates, anchor.params, chain, state.base_state)
+        )
+        return updates, state._replace(
+            count=jnp.where(last, optax.safe_increment(state.count), state.count),
+            langevin_iterate=chain.iterate,
+            langevin_average=chain.average,
+            inner_state=chain.inner_state,
+            base_state=base_state,
+            anchor=x,
+            inner_count=jnp.where(last, 0, step + 1),
+            diagnostics=chain.record,
+        )
+
+    def base_alone(
+        self,
+        grads: PyTree,
+        state: EntropicState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, EntropicState]:
+        """L = 0: the base optimizer on the incoming gradient, the paper's baseline."""
+        self._arrive(params, state)
+        gradient = self.axes.given(grads, params, 0, "with inner_steps=0")
+        updates, base_state = self.base_optimizer.update(
+            gradient.value, state.base_state, params, **_for_base(extra_args)
+        )
+        count = optax.safe_increment(state.count)
+        return updates, state._replace(count=count, base_state=base_state)
+
+    def init(self, params: PyTree) -> EntropicState:
+        """The state before the first update; copies `params`, which may then be donated."""
+        _protocol.params(params)
+        iterate = self._accumulators(params, copy=True)
+        record = None
+        if self.diagnostics:
+            # Streaming has to remember a cycle's first gradient from update to update.
+            record = _diagnostics.blank(_trees.zeros_like(iterate) if self.streaming else None)
+        state = EntropicState(
+            count=jnp.zeros((), jnp.int32),
+            rng_key=_noise.typed_key(self.key),
+            langevin_iterate=iterate,
+            langevin_average=self._accumulators(params, copy=True),
+            inner_state=self.inner_transform.init(iterate),
+            base_state=self.base_optimizer.init(params),
+            anchor=jax.tree.map(jnp.array, params) if self.streaming else None,
+            inner_count=jnp.zeros((), jnp.int32) if self.streaming else None,
+            diagnostics=record,
+        )
+        return self._own_parts(state)
+
+    def _arrive(self, params: PyTree, state: EntropicState) -> Anchor:
+        """x, where the update finds it in `params`; checks what every update must be given."""
+        _protocol.params(params)
+        self.axes.check()
+        _protocol.state(state, params, self.streaming)
+        return self._anchor(params, state)
+
+    def _anchor(self, params: PyTree, state: EntropicState) -> Anchor:
+        return Anchor(self._accumulators(params), params, state.count)
+
+    def _resume(self, params: PyTree, state: EntropicState) -> tuple[Anchor, Chain]:
+        """x, and the chain as the last update left it; at a cycle's start a new one."""
+        left = state.langevin_iterate
+
+        def begin(known: Any) -> Any:
+            x = jax.tree.map(_streaming.follow, params, left, known[0])
+            chain = self.start(self._anchor(x, state), state)
+            return x, chain._replace(iterate=None)
+
+        # Without x′: carried through a loop, it would have to be a copy of `params`.
+        chain = Chain(None, state.langevin_average, state.inner_state, state.diagnostics)
+        first = state.inner_count == 0
+        x, chain = apply_if(first, begin, (state.anchor, chain))
+        anchor = self._anchor(x, state)
+        iterate = jax.tree.map(_streaming.resume, params, left)
+        return anchor, chain._replace(iterate=_trees.where(first, anchor.x, iterate))
+
+    def _restart(self, anchor: Anchor, chain: Chain) -> Chain:
+        """The chain at x again, and D as at its start."""
+        inner_state = _guard.restarted(self.inner_transform, chain.inner_state, anchor.x)
+        return Chain(anchor.x, anchor.x, inner_state, chain.record)
+
+    def _own(self, chain: Chain, anchor: Anchor) -> Chain:
+        """`chain` marked as what differs from device to device, as it will after a step."""
+        like = [anchor.t, *jax.tree.leaves(anchor.x)[:1]]
+        own: Chain = _collectives.own(_collectives.varying(chain, *like), self.axes.replicas)
+        return own
+
+    def _own_parts(self, state: EntropicState) -> EntropicState:
+        """`state` with what replicas do not share marked as such, wherever it came from.
+
+        In scan mode they share the base optimizer's state, if it is given means over them.
+        """
+        shared = ["count", "rng_key", "inner_count", *([] if self.streaming else ["base_state"])]
+        own = {name: part for name, part in state._asdict().items() if name not in shared}
+        return state._replace(**_collectives.own(own, self.axes.replicas))
+
+    def _keys(self, state: EntropicState, steps: jax.Array) -> _noise.StepKey | None:
+        """One key for each Langevin step; None if the noise is statically zero."""
+        if isinstance(self.noise_scale, float) and self.noise_scale == 0:
+            return None
+        key = _noise.replica_key(state.rng_key, self.axes.replicas)
+        return _noise.step_keys(self.noise, key, state.count, steps)
+
+    def _accumulators(self, params: PyTree, copy: bool = False) -> PyTree:
+        """`params` in the accumulator's dtype: what is asked for, else at least float32."""
+
+        def accumulator(param: jax.Array) -> jax.Array:
+            dtype = self.accumulator_dtype or jnp.promote_types(jnp.result_type(param), jnp.float32)
+            return jnp.array(param, dtype, copy=copy)
+
+        return jax.tree.map(accumulator, params)
+
+
+def _at(value: ScalarOrSchedule, count: jax.Array) -> ArrayLike:
+    return value(count) if callable(value) else value
+
+
+def _row(rows: Any, place: int) -> Any:
+    return jax.tree.map(lambda row: row[place], rows)
+
+
+def _for_base(extra_args: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that are the base optimizer's to know."""
+    own = ("grad_fn", "value_and_grad_fn", "batches")
+    return {name: value for name, value in extra_args.items() if name not in own}

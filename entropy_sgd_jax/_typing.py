@@ -1,0 +1,79 @@
+"""The types that a user's editor and type checker see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
+
+import jax
+import optax
+from jax.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from entropy_sgd_jax._state import EntropicState
+
+PyTree: TypeAlias = Any  # a tree of arrays, of any structure
+Schedule: TypeAlias = Callable[[jax.Array], ArrayLike]
+ScalarOrSchedule: TypeAlias = ArrayLike | Schedule
+AxisName: TypeAlias = Hashable  # of vmap, pmap or shard_map; a tuple of names for several axes
+GradFn: TypeAlias = Callable[[Any, Any], PyTree]  # (params, batch) -> gradients
+ValueAndGradFn: TypeAlias = Callable[[Any, Any], tuple[Any, PyTree]]
+
+
+class LangevinOptions(TypedDict, total=False):
+    """The options that every factory has; `entropic` documents them."""
+
+    scope: ScalarOrSchedule
+    noise_scale: ScalarOrSchedule
+    averaging: ScalarOrSchedule
+    reset_inner_state: bool
+    noise: str
+    scale_by_scope: bool
+    streaming: bool
+    batch_axis_name: AxisName | None
+    accumulator_dtype: Any
+    diagnostics: bool
+    key: Any
+
+
+class EntropicOptions(LangevinOptions, total=False):
+    """All options of `entropic`, for the factories that hand them on."""
+
+    inner_steps: int
+    inner_learning_rate: ScalarOrSchedule
+    inner_transform: optax.GradientTransformation | None
+
+
+class Init(Protocol):
+    """`init` of an entropic optimizer."""
+
+    def __call__(self, params: PyTree) -> EntropicState:
+        """The state before the first update."""
+
+
+class Update(Protocol):
+    """`update` of an entropic optimizer."""
+
+    def __call__(
+        self,
+        updates: PyTree | None,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        grad_fn: GradFn | None = None,
+        value_and_grad_fn: ValueAndGradFn | None = None,
+        batches: PyTree = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, EntropicState]:
+        """The updates to apply to `params`, and the next state."""
+
+
+class EntropicTransformation(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
+    """An Optax transformation whose `update` may be given `grad_fn` and `batches`."""
+
+    if TYPE_CHECKING:
+        init: Init
+        update: Update
+
+        def __new__(cls, init: Init, update: Update) -> EntropicTransformation:
+            """The pair of functions."""
