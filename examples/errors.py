@@ -14,8 +14,15 @@ PACKAGES = {
 INSTALL = 'pip install -e ".[examples]"  (in the root of the repository)'
 
 
+LONGEST = 1000  # characters of a message
+
+
 class InputError(Exception):
-    """A bad argument or a bad file. The message is one line for the user."""
+    """A bad argument or a bad file. The message is one line, whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST]} …")
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -33,6 +33,25 @@ def first(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
 
 
 @contextlib.contextmanager
+def made(folder: pathlib.Path, flag: str) -> Iterator[None]:
+    """A folder that `flag` asks for. If it stays empty because of an error, it goes again."""
+    new: list[pathlib.Path] = []
+    try:
+        try:
+            new = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot make this folder: {error.strerror}"
+            raise InputError(f"{flag} {folder}: {reason}") from error
+        yield
+    except BaseException:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked if it is a .gz. What is wrong with them is told in one line."""
     try:

@@ -192,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = prepare(options)
     configuration = describe(options, run)
     console = Console()
+    log = logs.Log(folder, configuration)
     with (
         Checkpoints(folder / "checkpoints", configuration) as checkpoints,
         report.progress_bar(console) as progress,
@@ -200,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
             run.contestant, run.model, run.dataset, run.budget, options.seeds, checkpoints,
             map_seeds(options, run),
         )  # fmt: skip
-        logged = logs.Log(folder, configuration).follow(measurements)
+        logged = log.follow(measurements)
         for _ in report.follow(progress, NAMES[options.optimizer], run.budget, logged):
             pass
     show(folder, console)

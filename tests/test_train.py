@@ -170,6 +170,7 @@ def test_a_log_of_other_settings_is_not_overwritten(data, tmp_path):
     with pytest.raises(InputError, match=r"of other settings: .*optimizer 'sgd' there, 'adam'"):
         run("digits", "adam", data, tmp_path)
     assert json.loads((tmp_path / logs.FILE).read_text().splitlines()[-1]) == lines[-1]
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("content", [b"[1]\n", b"\xff\n", b'{"a": 1}\n', b"3\n{}\n"])
