@@ -74,9 +74,9 @@ def _from_folder(path: pathlib.Path) -> tuple[str, bytearray]:
 
 
 class _Headers:
-    """An archive as tarfile is let to see it: some headers, one after another.
+    """What tarfile may see of an archive: HEADERS bytes, none of them twice.
 
-    By itself it takes memory on claim, may turn in circles, and keeps all that it has seen.
+    Otherwise it takes as much memory as a header claims, keeps every header, and may go in circles.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -130,7 +130,7 @@ def _check_size(shown: str, size: int) -> None:
         raise InputError(f"{shown} has {size:,} bytes, a batch of CIFAR-10 at most {LARGEST:,}")
 
 
-def parse_binary(shown: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def parse_binary(shown: str, content: bytes | bytearray) -> tuple[np.ndarray, np.ndarray]:
     """Records of a label byte and 3072 pixels."""
     if not content or len(content) % RECORD or len(content) > BATCH * RECORD:
         raise InputError(

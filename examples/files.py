@@ -7,7 +7,7 @@ import gzip
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
 from errors import InputError
 
@@ -52,7 +52,7 @@ def made(folder: pathlib.Path, flag: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
+def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked if it is a .gz. What is wrong with them is told in one line."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
@@ -61,7 +61,7 @@ def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
         raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
 
 
-def read_at_most(stream: BinaryIO, most: int) -> bytearray:
+def read_at_most(stream: IO[bytes], most: int) -> bytearray:
     """Up to `most` bytes, in memory that follows what is there, not what is asked for."""
     content = bytearray()
     while len(content) < most and (piece := stream.read(min(most - len(content), PIECE))):

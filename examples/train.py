@@ -207,7 +207,7 @@ def show(folder: pathlib.Path, console: Console) -> None:
     figure = folder / "curves.png"
     console.print(report.results_table(curves, title, score, configuration["part"]))
     report.save_figure(curves, title, figure, score, configuration["part"])
-    console.print(f"Log, curves and checkpoints: {folder}", soft_wrap=True)
+    console.out(f"Log, curves and checkpoints: {folder}")
 
 
 if __name__ == "__main__":
