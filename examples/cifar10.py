@@ -1,29 +1,30 @@
 """CIFAR-10 from the official binary or python archive, packed or unpacked, and its whitening.
 
 Nothing is unpacked to disk: members are looked up by name and read into memory, so that no path in
-an archive matters. A pickle may hold arrays of bytes, lists, numbers and text, nothing else.
+an archive matters. Whatever a file claims, no more is read than the sizes below.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
 import pathlib
-import pickle
 import tarfile
-import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
+import pickles
 from datasets import Dataset, split_end
 from errors import InputError
+from files import first, opened, read_at_most
 
 SHAPE = (3, 32, 32)  # channels first, as stored
 RECORD = 1 + math.prod(SHAPE)  # bytes of a label and an image in the binary version
 BATCH = 10_000  # images per file, at most
 LARGEST = 2 * BATCH * RECORD  # bytes that a file may have
+ARCHIVE = 1 << 28  # bytes that an unpacked archive may have; the official ones have 190 million
+HEADERS = 1 << 18  # bytes of all headers in an archive, of which the official ones have nine
 TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
 TEST = ["test_batch"]
 REGULARISER = 1e-5  # added to every variance by the whitening: text
@@ -54,57 +55,74 @@ def _read(directory: pathlib.Path, names: list[str]) -> list[tuple[np.ndarray, n
         ("python", "py", "", parse_python),
     ):
         inside, files = f"cifar-10-batches-{short}", [f"{name}{ending}" for name in names]
-        for folder in (directory, directory / inside):
-            if (folder / files[0]).is_file():
-                return [parse(*_from_folder(folder / file)) for file in files]
-        for packed in (directory / f"cifar-10-{kind}.tar.gz", directory / f"cifar-10-{kind}.tar"):
-            if packed.is_file():
-                members = [f"{inside}/{file}" for file in files]
-                contents = _from_archive(packed, members)
-                return [parse(f"{packed}: {member}", contents[member]) for member in members]
+        if there := first(directory, files[0], f"{inside}/{files[0]}"):
+            return [parse(*_from_folder(there.with_name(file))) for file in files]
+        if packed := first(directory, f"cifar-10-{kind}.tar.gz", f"cifar-10-{kind}.tar"):
+            members = [f"{inside}/{file}" for file in files]
+            contents = _from_archive(packed, members)
+            return [parse(f"{packed}: {member}", contents[member]) for member in members]
     raise InputError(
         f"no cifar-10-binary.tar.gz or cifar-10-python.tar.gz, packed or unpacked, in {directory}"
     )
 
 
-def _from_folder(path: pathlib.Path) -> tuple[str, bytes]:
-    try:
-        _check_size(str(path), path.stat().st_size)
-        return str(path), path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+def _from_folder(path: pathlib.Path) -> tuple[str, bytearray]:
+    with opened(path) as stream:
+        content = read_at_most(stream, LARGEST + 1)
+    _check_size(str(path), len(content))
+    return str(path), content
 
 
-class _Modest:
-    """A stream that takes no memory for a header which claims more than a batch has."""
+class _Headers:
+    """What tarfile may see of an archive: HEADERS bytes, none of them twice.
+
+    Otherwise it takes as much memory as a header claims, keeps every header, and may go in circles.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
+        self.tell, self._stream, self._left = stream.tell, stream, HEADERS
+
+    def seek(self, position: int) -> int:
+        if not self.tell() <= position <= ARCHIVE:
+            raise tarfile.ReadError(f"a header points to byte {position:,}")
+        return self._stream.seek(position)
 
     def read(self, size: int) -> bytes:
-        if size > LARGEST:
-            raise tarfile.ReadError(f"it claims {size:,} bytes in one piece")
-        return self._read(size)
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.ReadError(f"its headers claim more than {HEADERS:,} bytes")
+        return self._stream.read(size)
 
 
-def _from_archive(path: pathlib.Path, members: list[str]) -> dict[str, bytes]:
+def _from_archive(path: pathlib.Path, members: list[str]) -> dict[str, bytearray]:
     """The contents of the members; all of the archive is read, and its checksum tested."""
-    contents: dict[str, bytes] = {}
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
-            with tarfile.open(fileobj=_Modest(stream), mode="r:") as archive:
-                for entry in archive:
-                    if entry.name in members and entry.isreg():
-                        _check_size(f"{path}: {entry.name}", entry.size)
-                        contents[entry.name] = archive.extractfile(entry).read()
-            while stream.read(LARGEST):
-                pass
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
+    contents: dict[str, bytearray] = {}
+    with opened(path) as stream:
+        for entry in _entries(path, stream):
+            shown = f"{path}: {entry.name}"
+            if entry.name in contents:
+                raise InputError(f"{shown} is there twice")
+            if entry.name in members and entry.isreg() and not entry.issparse():
+                _check_size(shown, entry.size)
+                contents[entry.name] = read_at_most(stream, entry.size)
+                if len(contents[entry.name]) < entry.size:
+                    raise InputError(f"{shown} is cut off; fetch the file again")
+        stream.seek(ARCHIVE)
+        if stream.read(1):
+            raise InputError(f"{path} unpacks to more than {ARCHIVE:,} bytes: is it another file?")
     for member in members:
         if member not in contents:
             raise InputError(f"{path} holds no file {member}: is it another archive?")
     return contents
+
+
+def _entries(path: pathlib.Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members; the stream is at the first byte of each."""
+    try:
+        with tarfile.open(fileobj=_Headers(stream), mode="r:") as archive:
+            yield from iter(archive.next, None)
+    except Exception as error:  # whatever a broken header may cause
+        raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
 
 
 def _check_size(shown: str, size: int) -> None:
@@ -112,7 +130,7 @@ def _check_size(shown: str, size: int) -> None:
         raise InputError(f"{shown} has {size:,} bytes, a batch of CIFAR-10 at most {LARGEST:,}")
 
 
-def parse_binary(shown: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def parse_binary(shown: str, content: bytes | bytearray) -> tuple[np.ndarray, np.ndarray]:
     """Records of a label byte and 3072 pixels."""
     if not content or len(content) % RECORD or len(content) > BATCH * RECORD:
         raise InputError(
@@ -123,19 +141,19 @@ def parse_binary(shown: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return _check(shown, records[:, 1:], records[:, 0])
 
 
-def parse_python(shown: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def parse_python(shown: str, content: bytes | bytearray) -> tuple[np.ndarray, np.ndarray]:
     """A pickled dictionary with `data` and `labels`."""
     try:
-        batch = ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-        images, labels = (_entry(batch, name) for name in ("data", "labels"))
+        batch = pickles.read(content)
+        images, labels = _entry(batch, "data").values, _entry(batch, "labels")
     except InputError as error:
         raise InputError(f"{shown} {error}") from error
     except Exception as error:  # whatever a broken pickle may cause
         raise InputError(
             f"{shown} is no batch of CIFAR-10 ({type(error).__name__}): truncated or another file"
         ) from error
-    if not isinstance(images, np.ndarray) or images.ndim != 2 or not isinstance(labels, list):
-        raise InputError(f"{shown} has no array `data` and list `labels`: is it another file?")
+    if not isinstance(labels, list):
+        raise InputError(f"{shown} has no list `labels`: is it another file?")
     if not all(type(label) is int and 0 <= label <= 255 for label in labels):
         raise InputError(f"{shown} has labels that are not numbers from 0 to 9")
     return _check(shown, images, np.array(labels, np.uint8))
@@ -153,50 +171,6 @@ def _check(shown: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
     if labels.max() > 9:
         raise InputError(f"{shown} has a label {labels.max()}; allowed are 0 to 9")
     return images, labels
-
-
-class _Ndarray:
-    """Stands for the class of arrays, which must not be called."""
-
-
-def _empty_array(subtype: Any, shape: Any, code: Any) -> np.ndarray:
-    """Takes no memory for the shape that a pickle claims; the state that follows brings its own."""
-    return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
-
-
-def _byte_dtype(code: Any, *rest: Any) -> np.dtype:
-    if code not in ("u1", b"u1"):
-        raise InputError(f"holds an array of type {code!r}; only bytes are read")
-    return np.dtype("u1", False, True)
-
-
-def _latin(text: str, encoding: Any) -> bytes:
-    """How Python 3 writes bytes in the older protocols."""
-    return text.encode("latin1")
-
-
-class ArraysOnly(pickle._Unpickler):
-    """Reads plain data and arrays of bytes. In Python, since the one in C takes memory on claim."""
-
-    dispatch = dict(pickle._Unpickler.dispatch)  # noqa: RUF012
-    del dispatch[pickle.BYTEARRAY8[0]]  # which takes it in Python too
-
-    ALLOWED = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-        ("numpy", "ndarray"): _Ndarray,
-        ("numpy", "dtype"): _byte_dtype,
-        ("_codecs", "encode"): _latin,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Called for every global name in the pickle."""
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise InputError(
-                f"asks for {module}.{name}, which CIFAR-10 does not need: refused"
-            ) from None
 
 
 def normalise_contrast(images: np.ndarray) -> np.ndarray:

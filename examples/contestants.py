@@ -171,7 +171,7 @@ def prepare(
     try:
         return RECIPES[name](settings, budget), budget
     except ValueError as error:  # the library says what it does not allow
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(str(error)) from error
 
 
 # Their parts.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import pathlib
-import zlib
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from errors import InputError
-from files import find
+from files import find, opened, read_at_most
 
 UNSIGNED_BYTE = 0x08  # the IDX code of the one data type that MNIST uses
+LARGEST = 1 << 26  # bytes that an IDX file may claim; MNIST's largest has 47 million
 DEFLATE_LIMIT = 1032  # a gzip file unpacks to at most 1032 times its size
-PIECE = 1 << 20  # bytes read at a time
 DIGITS_TRAIN = 1280  # of 1797 images; the other 517 are the test set
 
 MNIST_FILES = {
@@ -98,18 +96,14 @@ def read_idx(path: str | os.PathLike[str], *, dimensions: int) -> np.ndarray:
     """The array of unsigned bytes in an IDX file, plain or packed as .gz.
 
     Two zero bytes, the code of the data type, the number of dimensions, each dimension as a
-    big-endian 32-bit integer, then the values. The size that the header claims is checked against
-    the file before memory is taken for it.
+    big-endian 32-bit integer, then the values. The size that the header claims is checked before
+    memory is taken for it, and no more than one byte beyond it is read.
     """
     path = pathlib.Path(path)
-    open_file = gzip.open if path.suffix == ".gz" else open
-    try:
-        with open_file(path, "rb") as stream:
-            shape = _read_shape(stream, path, dimensions)
-            _check_claim(path, shape)
-            values = _read_values(stream, path, math.prod(shape))
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
+    with opened(path) as stream:
+        shape = _read_shape(stream, path, dimensions)
+        _check_claim(path, shape)
+        values = _read_values(stream, path, math.prod(shape))
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
@@ -128,27 +122,26 @@ def _read_shape(stream: BinaryIO, path: pathlib.Path, dimensions: int) -> tuple[
 
 
 def _check_claim(path: pathlib.Path, shape: tuple[int, ...]) -> None:
-    """Refuses a header that claims more bytes than the file can hold."""
-    header, stored = 4 + 4 * len(shape), path.stat().st_size
+    """Refuses a header that claims more bytes than any set has, or than the file can hold."""
+    claim, stored = math.prod(shape), path.stat().st_size
+    start = f"the header of {path} claims an array of shape {shape}, {claim:,} bytes"
+    if claim > LARGEST:
+        raise InputError(f"{start}; at most {LARGEST:,} are read: is it another file?")
     most = stored * DEFLATE_LIMIT if path.suffix == ".gz" else stored
-    if header + math.prod(shape) > most:
+    if 4 + 4 * len(shape) + claim > most:
         raise InputError(
-            f"the header of {path} claims an array of shape {shape}, {math.prod(shape):,} bytes, "
-            f"but the file of {stored:,} bytes cannot hold it: it is truncated or corrupt"
+            f"{start}, but the file of {stored:,} bytes cannot hold it: it is truncated or corrupt"
         )
 
 
 def _read_values(stream: BinaryIO, path: pathlib.Path, count: int) -> bytearray:
-    """Reads piece by piece, so that memory follows what the file holds, not what it claims."""
-    values = bytearray()
-    while len(values) < count and (piece := stream.read(min(count - len(values), PIECE))):
-        values += piece
+    values = read_at_most(stream, count + 1)
     if len(values) < count:
         raise InputError(
-            f"{path} holds {len(values):,} values where its header claims {count:,}: "
+            f"{path} holds {len(values):,} values but its header claims {count:,}: "
             "it is truncated; fetch it again"
         )
-    if stream.read(1):
+    if len(values) > count:
         raise InputError(f"{path} goes on after the {count:,} values that its header claims")
     return values
 

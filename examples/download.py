@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from datasets import MNIST_FILES
 from errors import InputError
+from files import made
 
 
 class Source(NamedTuple):
@@ -81,10 +82,20 @@ def fetch(name: str, directory: str | None) -> str:
 
     folder = pathlib.Path(directory or pooch.os_cache("entropy_sgd_jax") / name)
     pooch.utils.LOGGER.setLevel("WARNING")
-    for source in SOURCES[name]:
-        try:
-            pooch.retrieve(source.url, source.checksum, source.name, folder)
-        except Exception as error:  # no connection, no such file, another sum, no space
-            reason = " ".join(str(error).split())
-            raise InputError(f"--download: {source.url}: {reason}") from error
+    with made(folder, "--data-dir"):
+        for source in SOURCES[name]:
+            try:
+                pooch.retrieve(source.url, source.checksum, source.name, folder)
+            except Exception as error:  # no connection, no such file, another sum, no space
+                raise InputError(
+                    f"--download: {source.url}: {_cause(error)}. Try again, or put {source.name} "
+                    f"into {folder} and give that as --data-dir"
+                ) from error
     return str(folder)
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong at the bottom: each library on the way has wrapped it in a message."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return str(error)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 PACKAGES = {
@@ -14,8 +16,16 @@ PACKAGES = {
 INSTALL = 'pip install -e ".[examples]"  (in the root of the repository)'
 
 
+LONGEST = 1000  # characters of a message
+
+
 class InputError(Exception):
-    """A bad argument or a bad file. The message is one line for the user."""
+    """A bad argument or a bad file. The message is one line, whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        half = LONGEST // 2
+        super().__init__(line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -23,7 +33,21 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse with what is wrong."""
-        raise InputError(f"{message}; --help lists the options")
+        flags = re.findall(r"--[\w-]+", self.format_help())
+        named = re.findall(r"--[\w-]+", message)
+        meant = near(named[0], flags) if named and not {*named} & {*flags} else ""
+        raise InputError(f"{message}{meant}; --help lists the options")
+
+
+def near(text: str, names: Iterable[str]) -> str:
+    """The name that was probably meant, which has these initials, this part, or similar letters."""
+    word, names = text.strip("-"), list(names)
+    found = [
+        *(name for name in names if word == "".join(re.findall(r"(?<![a-z])[a-z]", name))),
+        *(name for name in names if len(word) > 2 and word in name),
+        *difflib.get_close_matches(text, names, 1),
+    ]
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ import math
 import pathlib
 import platform
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+import contestants
+import workloads
 from checkpoints import differences
 from errors import InputError
 from files import write_whole
@@ -21,6 +23,8 @@ from training import Measurement
 
 PACKAGES = ("entropy-sgd-jax", "jax", "jaxlib", "optax", "flax", "numpy")
 FILE = "metrics.jsonl"
+LINE = 1 << 22  # bytes of a line; 60,000 seeds need as many
+PER_SEED = ("train_loss", "test_loss", "test_error")
 
 
 def versions() -> dict[str, str]:
@@ -29,17 +33,34 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "device": jax.devices()[0].device_kind, **packages}
 
 
+class Line(NamedTuple):
+    """One measurement in a log."""
+
+    text: str
+    measurement: Measurement
+    seconds: float  # of training, so far
+
+
 class Log:
     """Writes measurements down, line by line.
 
-    Where a training goes on from a checkpoint, what the log holds before the first measurement is
+    If a training goes on from a checkpoint, what the log holds before the first measurement is
     kept, and what it holds from there on, which was measured but not saved, makes way.
     """
 
     def __init__(self, folder: pathlib.Path, configuration: dict[str, Any]):
-        """The `configuration` says as `part` what stands in for the test set, if anything."""
+        """The `configuration` says as `part` what stands in for the test set, if anything.
+
+        Raises InputError if the folder has a log of other settings, or another file in its place.
+        """
         self.folder, self.configuration = folder, configuration
-        self.count, self.seconds = 0, 0.0  # gradient evaluations and training time so far
+        self.count, self.seconds = 0.0, 0.0  # gradient evaluations and training time so far
+        known, self.lines = _read(folder / FILE) or (configuration, [])
+        if different := differences(known, configuration):
+            raise InputError(
+                f"{folder / FILE} is of other settings: {different}. Give another --out, or move "
+                "it away"
+            )
 
     def follow(self, measurements: Iterable[Measurement]) -> Iterator[Measurement]:
         """Passes the measurements on, after each is written."""
@@ -60,18 +81,13 @@ class Log:
     def _make_way(self, count: int) -> None:
         """Keeps the lines below `count` gradient evaluations."""
         path = self.folder / FILE
-        head, *lines = _lines(path) or [{"configuration": self.configuration}]
-        if different := differences(head["configuration"], self.configuration):
-            raise InputError(
-                f"{path} is of other settings: {different}. Give another --out, or move it away"
-            )
-        kept = [line for line in lines if line["gradient_evaluations"] < count]
+        kept = [line for line in self.lines if line.measurement.gradient_evaluations < count]
         if count > 0 and not kept:
             raise InputError(f"{path}, which belongs to the checkpoints, is gone: give --out")
         if kept:
-            self.count, self.seconds = kept[-1]["gradient_evaluations"], kept[-1]["seconds"]
-        head = {"configuration": self.configuration, "versions": versions()}
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in [head, *kept]))
+            self.count, self.seconds = kept[-1].measurement.gradient_evaluations, kept[-1].seconds
+        head = json.dumps({"configuration": self.configuration, "versions": versions()})
+        write_whole(path, "".join(f"{text}\n" for text in [head, *(line.text for line in kept)]))
 
     def _line(self, measurement: Measurement) -> dict[str, Any]:
         """Numbers only; what is not finite, as after a divergence, becomes null."""
@@ -84,18 +100,6 @@ class Log:
             for name, value in measurement._asdict().items()
         }
         return jax.tree.map(_finite, values) | {"seconds": round(self.seconds, 3)}
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All whole lines, the configuration first; a crash may have cut the last."""
-    try:
-        whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        lines = [json.loads(line) for line in whole if line.endswith("\n")]
-        if lines:
-            dict(lines[0]["configuration"])
-        return [line for line in lines if line is lines[0] or line["gradient_evaluations"] >= 0]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no log of train.py ({type(error).__name__})") from error
 
 
 def _finite(value: float) -> float | None:
@@ -111,14 +115,82 @@ def _write_scalars(writer: SummaryWriter, line: dict[str, Any]) -> None:
 
 
 def read(folder: pathlib.Path, name: str = FILE) -> tuple[dict[str, Any], list[Measurement], float]:
-    """The configuration, all measurements and the seconds of training."""
-    lines = _lines(folder / name)
-    if len(lines) < 2:
+    """The configuration, all measurements and the seconds of a training that is finished."""
+    configuration, lines = _read(folder / name) or ({}, [])
+    if not lines:
         raise InputError(f"{folder / name} is missing or no log of train.py")
-    configuration = lines[0]["configuration"]
-    keys = {field: field.replace("test", configuration["part"]) for field in Measurement._fields}
-    measurements = [
-        Measurement(**{field: np.array(line[key], float)[()] for field, key in keys.items()})
-        for line in lines[1:]
-    ]
-    return configuration, measurements, lines[-1]["seconds"]
+    measurements = [line.measurement for line in lines]
+    done, whole = measurements[-1].gradient_evaluations, configuration["gradient_evaluations"]
+    if done < whole:
+        raise InputError(f"{folder / name} ends at {done:,.0f} of {whole:,} gradient evaluations")
+    return configuration, measurements, lines[-1].seconds
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[Line]] | None:
+    """The configuration and the measurements, or None if there is no whole line."""
+    configuration: dict[str, Any] = {}
+    lines: list[Line] = []
+    try:
+        for text in _whole_lines(path):
+            if configuration:
+                lines.append(_measured(text, configuration, lines))
+            else:
+                configuration = _configuration(text)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        place = f"line {len(lines) + bool(configuration) + 1}: {type(error).__name__}"
+        raise InputError(f"{path} is no log of train.py, or damaged ({place})") from error
+    return (configuration, lines) if configuration else None
+
+
+def _whole_lines(path: pathlib.Path) -> Iterator[str]:
+    """A crash may have cut the last line, which is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        while (line := stream.readline(LINE)).endswith(b"\n"):
+            yield line[:-1].decode()
+    if len(line) == LINE:
+        raise ValueError(f"a line of more than {LINE:,} bytes")
+
+
+def _configuration(text: str) -> dict[str, Any]:
+    """Checked as far as the rest is read and shown by it."""
+    known = json.loads(text)["configuration"]
+    names = workloads.NAMES, contestants.RECIPES, ("test", "validation")
+    for key, allowed in zip(("workload", "optimizer", "part"), names, strict=True):
+        if known[key] not in allowed:
+            raise ValueError(f"{key} {known[key]!r}")
+    for key in ("seeds", "gradient_evaluations"):
+        if type(known[key]) is not int or known[key] < 1:
+            raise ValueError(f"{key} {known[key]!r}")
+    return known
+
+
+def _measured(text: str, configuration: dict[str, Any], before: list[Line]) -> Line:
+    """The line that follows those `before`."""
+    values = json.loads(text)
+    fields = {
+        name: _numbers(values[name.replace("test", configuration["part"])])
+        for name in Measurement._fields
+    }
+    for name, numbers in fields.items():
+        if numbers.shape != ((configuration["seeds"],) if name in PER_SEED else ()):
+            raise ValueError(f"{name} has not one number for each seed")
+    now = Line(text, Measurement(**fields), float(_numbers(values["seconds"])))
+    last = before[-1].measurement.gradient_evaluations if before else -1
+    if not last < now.measurement.gradient_evaluations <= configuration["gradient_evaluations"]:
+        raise ValueError("out of order")
+    if not 0 <= now.seconds < math.inf:
+        raise ValueError("no time")
+    return now
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """One number, or a list of them; null is what is not finite."""
+    values = value if isinstance(value, list) else [value]
+    if not {*map(type, values)} <= {int, float, type(None)}:
+        raise TypeError("not numbers")
+    numbers = np.array(values, float)
+    return numbers if values is value else numbers[0]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import pathlib
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 from datasets import Dataset
 from errors import InputError
-from files import find
+from files import find, opened, read_at_most
 
-LARGEST = 1 << 30  # bytes of text that are read
+LARGEST = 1 << 27  # bytes of a text, unpacked; 100 million characters are common
 PTB_FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
-PTB_WORDS = 10_000  # the published files have so many different words
+PTB_LARGEST = 1 << 23  # bytes; the training text has 5 million
+PTB_WORDS = 10_000  # different ones in the published files
 SHARES = (0.9, 0.95)  # where training and validation end, as parts of a text of characters
 
 
@@ -54,12 +53,14 @@ def load_characters(directory: str | None, name: str, validation: int = 0) -> Te
 
     `name` is looked for in `directory`, if there is one, or is a path.
     """
-    content = np.frombuffer(read_text(find(pathlib.Path(directory or ""), name)), np.uint8)
-    known, numbers = np.unique(content, return_inverse=True)
-    numbers = numbers.astype(np.int32)
+    path = find(pathlib.Path(directory or ""), name)
+    content = np.frombuffer(read_text(path, LARGEST), np.uint8)
+    known = np.zeros(256, bool)
+    known[content] = True
+    numbers = (np.cumsum(known, dtype=np.int32) - 1)[content]
     first, second = (int(share * len(numbers)) for share in SHARES)
     judged = numbers[first:second][:validation] if validation else numbers[second:]
-    return Text(numbers[:first], judged, len(known))
+    return Text(numbers[:first], judged, int(known.sum()))
 
 
 def windows(text: Text, length: int, context: int, test_length: int, test_context: int) -> Dataset:
@@ -76,26 +77,23 @@ def _cut(symbols: np.ndarray, length: int, context: int, name: str) -> tuple[np.
     if count * (context + length) > LARGEST:
         raise InputError(f"--context {context}: too much for {count:,} windows of the {name}")
     padded = np.concatenate([np.zeros(context, symbols.dtype), symbols])
-    starts = np.arange(count)[:, None] * length
-    inputs = padded[starts + np.arange(context + length)]
-    return inputs, padded[starts + np.arange(context + 1, context + length + 1)]
+    whole = np.lib.stride_tricks.sliding_window_view(padded, context + length + 1)[::length]
+    return whole[:, :-1].copy(), whole[:, context + 1 :].copy()
 
 
-def read_text(path: pathlib.Path) -> bytes:
-    """The whole file, unless it holds more than any text should."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
-            content = stream.read(LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
-    if not 0 < len(content) <= LARGEST:
-        raise InputError(f"{path} has {len(content):,} bytes; allowed are 1 to {LARGEST:,}")
+def read_text(path: pathlib.Path, most: int) -> bytearray:
+    """The whole file, which may have `most` bytes when it is unpacked."""
+    with opened(path) as stream:
+        content = read_at_most(stream, most + 1)
+    if not 0 < len(content) <= most:
+        size = f"{len(content):,}" if len(content) <= most else "more"
+        raise InputError(f"{path} has {size} bytes; allowed are 1 to {most:,}")
     return content
 
 
 def _words(path: pathlib.Path) -> list[str]:
     try:
-        lines = read_text(path).decode().splitlines()
+        lines = read_text(path, PTB_LARGEST).decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text: {error.reason} at byte {error.start}") from error
     return [word for line in lines for word in [*line.split(), "<eos>"]]

@@ -3,6 +3,7 @@
     python examples/train.py mnistfc --optimizer entropy_sgd --data-dir DIR --seeds 5
     python examples/train.py char_lstm --optimizer adam --download --validation
     python examples/train.py digits --optimizer sam --learning-rate 0.05 --rho 0.1
+    python examples/train.py digits --optimizer sam --help
 
 The folder that `--out` names gets `metrics.jsonl`, TensorBoard's files, `curves.png` and
 checkpoints. The same command goes on where it was stopped. All settings are the paper's for the
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from errors import InputError, OneLineParser, one_line_errors
+from errors import InputError, one_line_errors
 
 with one_line_errors("train.py"):
     import jax
@@ -33,8 +34,10 @@ with one_line_errors("train.py"):
     import settings
     import training
     import workloads
+    from arguments import in_use, parse_arguments
     from checkpoints import Checkpoints
     from datasets import Dataset
+    from files import made
 
 NAMES = {
     "entropy_sgd": "Entropy-SGD",
@@ -46,46 +49,6 @@ NAMES = {
     "snoo": "SNOO",
     "parle": "Parle",
 }
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(prog="train.py", description=__doc__.splitlines()[0])
-    parser.add_argument("workload", choices=workloads.NAMES)
-    parser.add_argument("--optimizer", choices=contestants.RECIPES, default="entropy_sgd")
-    parser.add_argument(
-        "--seeds", type=settings.positive, default=1, help="how many networks (default 1)"
-    )
-    parser.add_argument(
-        "--one-by-one", action=argparse.BooleanOptionalAction,
-        help="train the seeds in turn, in the memory of one (default: what suits a CPU)",
-    )  # fmt: skip
-    parser.add_argument("--out", help="folder of the results (default runs/WORKLOAD-OPTIMIZER)")
-    parser.add_argument(
-        "--measurements", type=settings.positive, default=20, help="at most so many (default 20)"
-    )
-    parser.add_argument(
-        "--prune", type=settings.below_one, default=0.0, metavar="FRACTION",
-        help="judge the networks without this fraction of their weights, the smallest",
-    )  # fmt: skip
-    data = parser.add_argument_group("data")
-    data.add_argument("--data-dir", help="folder of the files; with --download, where to put them")
-    data.add_argument(
-        "--download", nargs="?", const="", choices=["", *download.SOURCES], metavar="SET",
-        help=f"fetch the usual data set, or one of {', '.join(download.SOURCES)}",
-    )  # fmt: skip
-    data.add_argument("--text", help="file of a character model, in --data-dir or anywhere")
-    data.add_argument(
-        "--validation", nargs="?", type=settings.positive, const=0, metavar="N",
-        help="judge by N examples held out from training; the test set is not read",
-    )  # fmt: skip
-    data.add_argument(
-        "--examples", type=settings.positive, help="train on the first so many images or windows"
-    )
-    data.add_argument(
-        "--label-noise", type=settings.below_one, default=0.0, help="fraction of random labels"
-    )
-    settings.add_flags(parser)
-    return parser.parse_args(arguments)
 
 
 class Run(NamedTuple):
@@ -119,6 +82,8 @@ def request(
 ) -> workloads.Request:
     """Where the data are; fetched if that was asked for."""
     directory, source = options.data_dir, options.download or workload.source
+    if source and not fits(source, workload, options):
+        raise InputError(f"--download {source}: these are not the files of {options.workload}")
     text = options.text or (download.SOURCES[source][0].name if source else "")
     if options.download is not None and source:
         directory = download.fetch(source, directory)
@@ -127,6 +92,13 @@ def request(
             f"{options.workload} needs --data-dir, the folder of its files, or --download"
         )
     return workloads.Request(directory, text, options.validation, chosen)
+
+
+def fits(source: str, workload: workloads.Workload, options: argparse.Namespace) -> bool:
+    """Whether a workload reads these files: they have the usual names, or any text will do."""
+    names, usual = ([file.name for file in download.SOURCES[s]] for s in (source, workload.source))
+    is_text = all(name.endswith(".txt") for name in names)
+    return names == usual or (is_text and options.workload in settings.CHARACTERS.owners)
 
 
 def alter(dataset: Dataset, examples: int | None, label_noise: float) -> Dataset:
@@ -177,30 +149,49 @@ def map_seeds(options: argparse.Namespace, run: Run) -> Callable[..., Any]:
     return training.one_by_one if one_by_one(options, run) else jax.vmap
 
 
-def make_folder(options: argparse.Namespace) -> pathlib.Path:
-    folder = pathlib.Path(options.out or f"runs/{options.workload}-{options.optimizer}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
-    return folder
+class Announced(Checkpoints):
+    """Says what the training goes on from."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        configuration: dict[str, Any],
+        budget: training.Budget,
+        console: Console,
+    ) -> None:
+        super().__init__(folder, configuration)
+        self.folder, self.budget, self.console = folder, budget, console
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """The newest checkpoint, as before."""
+        restored = super().restore(like)
+        if restored is None:
+            self.console.out(f"Starts from the beginning, in {self.folder.parent}")
+        else:
+            done = sum(self.budget.segments[: restored[0]]) * self.budget.inner_steps
+            count = f"{done:,} of {self.budget.gradient_evaluations:,} gradient evaluations"
+            self.console.out(f"Goes on from {self.folder / str(restored[0])}, after {count}")
+        return restored
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    folder = make_folder(options)
-    run = prepare(options)
-    configuration = describe(options, run)
-    console = Console()
+    folder = pathlib.Path(options.out or f"runs/{options.workload}-{options.optimizer}")
+    with made(folder, "--out"):
+        run = prepare(options)
+        configuration = describe(options, run)
+        log = logs.Log(folder, configuration)
+    console = Console(highlight=False)
+    console.out("Settings:", in_use(run.settings, options.workload, options.optimizer))
     with (
-        Checkpoints(folder / "checkpoints", configuration) as checkpoints,
+        Announced(folder / "checkpoints", configuration, run.budget, console) as checkpoints,
         report.progress_bar(console) as progress,
     ):
         measurements = training.train(
             run.contestant, run.model, run.dataset, run.budget, options.seeds, checkpoints,
             map_seeds(options, run),
         )  # fmt: skip
-        logged = logs.Log(folder, configuration).follow(measurements)
+        logged = log.follow(measurements)
         for _ in report.follow(progress, NAMES[options.optimizer], run.budget, logged):
             pass
     show(folder, console)
@@ -216,7 +207,7 @@ def show(folder: pathlib.Path, console: Console) -> None:
     figure = folder / "curves.png"
     console.print(report.results_table(curves, title, score, configuration["part"]))
     report.save_figure(curves, title, figure, score, configuration["part"])
-    console.print(f"Log, curves and checkpoints: {folder}", soft_wrap=True)
+    console.out(f"Log, curves and checkpoints: {folder}")
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def test_digits_trains_all_four_and_writes_the_figure(tmp_path):
         ("--batch-size 2000", "--batch-size 2000 is above the 1,280 training examples"),
         ("--dataset cifar", "'cifar'"),
         ("--dataset mnist", "needs --data-dir"),
-        ("--dataset mnist --data-dir nowhere", "no train-images-idx3-ubyte"),
+        ("--dataset mnist --data-dir nowhere", "there is no folder nowhere"),
         ("--out curves.txt", "must end in one of .png"),
         ("--out nowhere/curves.png", "cannot write there"),
         ("--colour blue", "--colour"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sys
 
@@ -16,7 +17,11 @@ import overview
 import paired
 import robustness
 import tune
+import width
 
+import train
+
+MNIST = width.CONDITIONS["batches of 512, MNIST"]
 RANDOM = np.random.default_rng(0)
 WEIGHTS = [RANDOM.normal(size=(40, 50)), RANDOM.normal(size=(3, 3, 20, 10))]
 KEY = jax.random.key(0)
@@ -117,3 +122,20 @@ def test_settings_are_ranked_by_seeds_then_budget_then_score() -> None:
     tried = [lucky, worse, diverged, longer, again]
     assert tune.ranking(tried, "mnistfc", "sgd") == [again, worse, longer, lucky]
     assert tune.ranking(tried, "mnistfc", "adam") == []
+
+
+def test_every_setting_that_was_tried_is_accepted_by_train() -> None:
+    """Lists of flags serve several optimizers, and `train.py` refuses those that do nothing."""
+    tried = json.loads(pathlib.Path(tune.__file__).with_name("tuning.json").read_text())
+    flags = {
+        (result["workload"], result["optimizer"]): [*result["settings"], "--data-dir", "x"]
+        for result in tried
+    }
+    for optimizer in width.MNIST:
+        more = [*MNIST.flags[1:], *tune.FIXED]
+        flags["mnistfc", optimizer] = [*more, *width.grid(MNIST, optimizer)[0]]
+    for (workload, optimizer), chosen in flags.items():
+        given = [workload, "--optimizer", optimizer, *chosen]
+        options = train.parse_arguments(tune.own(given))
+        assert options.schedule in chosen
+        assert (options.inner_schedule is None) == (optimizer in ("sgd", "adam", "adamw", "sam"))

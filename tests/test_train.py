@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import arguments as command_line
 import checkpoints
 import contestants
 import evaluation
@@ -21,6 +22,7 @@ import workloads
 from cifar10 import RECORD
 from datasets import MNIST_FILES
 from errors import InputError, one_line_errors
+from settings import DROPOUT, INNER, NETWORK, PARTS, SEQUENCES, Settings, override
 from test_datasets import idx_bytes
 
 SCRIPT = pathlib.Path(train.__file__)
@@ -34,7 +36,7 @@ SMALL = {
     "char_lstm": "--width 8 --length 5 --batch-size 8",
     "char_gpt": "--width 8 --layers 1 --length 8 --batch-size 8",
 }
-SHORT = "--effective-epochs 10 --measurements 3 --inner-steps 4"
+SHORT = "--effective-epochs 10 --measurements 3"
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,10 @@ def cifar_records(count: int) -> bytes:
 
 def run(workload: str, optimizer: str, data: pathlib.Path, out: pathlib.Path, *more: str) -> list:
     """Trains, and returns the lines of the log."""
-    arguments = [workload, "--optimizer", optimizer, "--data-dir", str(data), "--out", str(out)]
-    train.main([*arguments, *SMALL[workload].split(), *SHORT.split(), *more])
+    arguments = [workload, "--optimizer", optimizer, "--out", str(out), *SMALL[workload].split()]
+    arguments += ["--data-dir", str(data)] if workload != "digits" else []
+    arguments += ["--inner-steps", "4"] if optimizer in INNER.owners else []
+    train.main([*arguments, *SHORT.split(), *more])
     return [json.loads(line) for line in (out / logs.FILE).read_text().splitlines()]
 
 
@@ -104,8 +108,8 @@ def test_every_pair_trains(workload, optimizer, data, tmp_path):
 def test_all_optimizers_may_spend_the_same_number_of_gradients(data):
     counts = {}
     for name in contestants.RECIPES:
-        options = train.parse_arguments(["digits", "--optimizer", name, "--inner-steps", "20"])
-        run = train.prepare(options)
+        steps = ["--inner-steps", "20"] if name in INNER.owners else []
+        run = train.prepare(train.parse_arguments(["digits", "--optimizer", name, *steps]))
         counts[name] = run.budget.gradient_evaluations
         assert run.budget.batches * run.budget.gradients_per_batch == run.budget.inner_steps
     # 100 epochs of 20 batches; three replicas of 20 steps make rounds of 60.
@@ -132,10 +136,11 @@ class Killed(Exception):
     ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
-    optimizer, data, tmp_path, monkeypatch
+    optimizer, data, tmp_path, monkeypatch, capsys
 ):
     more = ("--seeds", "2", "--dropout", "0.2")
     whole = run("mnistfc", optimizer, data, tmp_path / "whole", *more)
+    assert f"Starts from the beginning, in {tmp_path / 'whole'}\n" in capsys.readouterr().out
 
     def die(self, step, tree):
         save(self, step, tree)
@@ -149,7 +154,11 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     # As if it had died after measuring and before saving: this line must not come twice.
     log = tmp_path / "parts" / logs.FILE
     log.write_text(log.read_text() + log.read_text().splitlines(keepends=True)[-1][:-20])
+    capsys.readouterr()
     parts = run("mnistfc", optimizer, data, tmp_path / "parts", *more)
+    place, total = tmp_path / "parts" / "checkpoints", parts[-1]["gradient_evaluations"]
+    done = f"{parts[2]['gradient_evaluations']} of {total} gradient evaluations"
+    assert f"Goes on from {place / '1'}, after {done}\n" in capsys.readouterr().out
     assert len(whole) == len(parts) > 3
     for name in ("gradient_evaluations", "train_loss", "test_loss", "test_error"):
         assert [line[name] for line in whole[1:]] == [line[name] for line in parts[1:]]
@@ -170,6 +179,7 @@ def test_a_log_of_other_settings_is_not_overwritten(data, tmp_path):
     with pytest.raises(InputError, match=r"of other settings: .*optimizer 'sgd' there, 'adam'"):
         run("digits", "adam", data, tmp_path)
     assert json.loads((tmp_path / logs.FILE).read_text().splitlines()[-1]) == lines[-1]
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("content", [b"[1]\n", b"\xff\n", b'{"a": 1}\n', b"3\n{}\n"])
@@ -251,10 +261,11 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
     [
         ("nothing", "'nothing'"),
         ("mnistfc", "needs --data-dir"),
-        ("mnistfc --data-dir nowhere", "no train-images-idx3-ubyte"),
-        ("allcnn --data-dir nowhere", "no cifar-10-binary.tar.gz"),
-        ("ptb --data-dir nowhere", "no ptb.train.txt"),
-        ("char_lstm --data-dir nowhere", "no warpeace_input.txt"),
+        ("mnistfc --data-dir nowhere", "there is no folder nowhere"),
+        ("mnistfc --data-dir .", "no train-images-idx3-ubyte"),
+        ("allcnn --data-dir .", "no cifar-10-binary.tar.gz"),
+        ("ptb --data-dir .", "no ptb.train.txt"),
+        ("char_lstm --data-dir .", "no warpeace_input.txt"),
         ("char_gpt --text nowhere.txt", "no nowhere.txt"),
         ("digits --optimizer magic", "'magic'"),
         ("digits --learning-rate nan", "'nan' given"),
@@ -277,6 +288,21 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
         ("char_gpt --text {text} --context 999999999", "--context 999999999: too much"),
         (f"char_gpt --text {'a' * 5000}", "File name too long"),
         ("digits --out /dev/null/x", "--out"),
+        ("digits --rho 0.1", "--rho does nothing for digits with entropy_sgd: it is a flag of sam"),
+        ("digits --optimizer sgd --no-reset-inner-state", "--reset-inner-state does nothing"),
+        ("digits --optimizer adam --inner-steps 5", "--inner-steps does nothing"),
+        ("digits --dropout 0.1", "--dropout does nothing"),
+        ("digits --data-dir .", "--data-dir does nothing"),
+        ("digits --download", "--download does nothing"),
+        ("ptb --text some.txt", "it is a flag of char_lstm, char_gpt"),
+        ("mnistfc --download ptb", "--download ptb: these are not the files of mnistfc"),
+        ("minstfc", "(did you mean mnistfc?)"),
+        ("digits --optimizer sdg", "(did you mean sgd?)"),
+        ("digits --schedule cosin", "(did you mean cosine?)"),
+        ("digits --momentun=0.5", "(did you mean --momentum?)"),
+        ("digits --lr 0.5", "(did you mean --learning-rate?)"),
+        ("digits --epochs 5", "(did you mean --effective-epochs?)"),
+        ("digits --zzz 5", "unrecognized arguments: --zzz 5; --help"),
     ],
 )
 def test_a_mistake_gives_one_line_before_anything_compiles(
@@ -292,10 +318,87 @@ def test_a_mistake_gives_one_line_before_anything_compiles(
     assert printed.err.count("\n") == 1
     assert printed.err.startswith("train.py: error: ")
     assert message in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["some.txt"]
+
+
+class Reads:
+    """Settings that remember which of them were asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.names = settings, set()
+
+    def __getattr__(self, name: str):
+        self.names.add(name)
+        return getattr(self.settings, name)
+
+
+@pytest.mark.parametrize("optimizer", contestants.RECIPES)
+def test_the_flags_of_an_optimizer_are_what_it_reads(optimizer):
+    reads = Reads(Settings(drop_at=(0.5,), schedule="step", inner_schedule="cosine"))
+    contestants.prepare(optimizer, reads, 10_000, 5)
+    if optimizer not in INNER.owners:  # then the only schedule is another one here
+        reads.settings = Settings(schedule="cosine")
+        contestants.prepare(optimizer, reads, 10_000, 5)
+    of_networks = (NETWORK, DROPOUT, SEQUENCES)
+    settings = {name: part for name, part in PARTS.items() if hasattr(Settings, name)}
+    assert reads.names == {
+        name
+        for name, part in settings.items()
+        if part not in of_networks and part.is_of("", optimizer)
+    }
+
+
+@pytest.mark.parametrize("workload", workloads.NAMES)
+def test_the_flags_of_a_workload_are_what_it_reads(workload, data, monkeypatch):
+    monkeypatch.setattr("workloads.allcnn.whiten", lambda dataset: dataset)  # it takes long
+    reads, task = Reads(Settings(width=8, layers=1, length=5)), workloads.get(workload)
+    text = "warpeace_input.txt"
+    dataset, classes = task.load(workloads.Request(str(data), text, None, reads))
+    jax.eval_shape(task.make_model(reads, dataset, classes).init, jax.random.key(0))
+    assert reads.names == {
+        name
+        for name, part in PARTS.items()
+        if part in (NETWORK, DROPOUT, SEQUENCES) and part.is_of(workload, "")
+    }
+
+
+@pytest.mark.parametrize("optimizer", contestants.RECIPES)
+def test_the_settings_in_use_are_shown_as_flags_that_ask_for_them(optimizer):
+    for workload in workloads.NAMES:
+        usual = workloads.get(workload).settings[optimizer]
+        shown = command_line.in_use(usual, workload, optimizer)
+        options = train.parse_arguments([workload, "--optimizer", optimizer, *shown.split()])
+        again = override(Settings(), options)
+        assert command_line.in_use(again, workload, optimizer) == shown
+        names = {flag.split()[0] for flag in f" {shown}".split(" --")[1:]}
+        assert ("rho" in names) == (optimizer == "sam")
+        assert ("scope" in names) == optimizer.startswith(("entropy", "parle"))
+
+
+def help_of(arguments: str, capsys) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*arguments.split(), "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_shows_what_applies_with_its_defaults(capsys):
+    sam = help_of("mnistfc --optimizer sam", capsys)
+    assert "SAM:\n  --rho NUMBER          radius (default 0.01)\n" in sam
+    assert "--data-dir FOLDER" in sam
+    assert not {"--scope", "--inner-steps", "--b1", "--text", "--layers"} & {*sam.split()}
+    assert "--data-dir" not in help_of("digits", capsys)
+    everything = help_of("", capsys)
+    assert "SAM (sam):\n  --rho NUMBER          radius (default 0.01 or 0.05)\n" in everything
+    assert {command_line.as_flag(name) for name in PARTS} <= {
+        word.strip(",") for word in everything.split()
+    }
+    assert " X " not in everything
 
 
 def test_the_command_itself(tmp_path):
     command = [sys.executable, "-W", "error", str(SCRIPT), "digits", "--out", "out"]
+    command += ["--inner-steps", "4"]
     done = subprocess.run(
         [*command, *SMALL["digits"].split(), *SHORT.split()],
         capture_output=True,
@@ -306,5 +409,6 @@ def test_the_command_itself(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    assert "Settings: --effective-epochs 10 --batch-size 16 --width 8 " in done.stdout
     assert "Entropy-SGD" in done.stdout
     assert "out" in done.stdout

@@ -1,5 +1,6 @@
 """CIFAR-10, texts and downloads on small files in the published formats, sound and broken."""
 
+import errno
 import functools
 import gc
 import hashlib
@@ -8,6 +9,7 @@ import io
 import os
 import pathlib
 import pickle
+import socket
 import tarfile
 import threading
 import tracemalloc
@@ -19,7 +21,7 @@ import cifar10
 import download
 import text
 from cifar10 import RECORD, SHAPE, TEST, TRAIN, load_cifar10
-from datasets import Dataset
+from datasets import Dataset, read_mnist
 from errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -197,7 +199,7 @@ def test_a_claim_takes_no_memory(tmp_path):
     try:
         with pytest.raises(InputError, match=r"^x is no batch"):
             cifar10.parse_python("x", b"\x80\x05\x96" + (10**9).to_bytes(8, "little") + b".")
-        with pytest.raises(InputError, match=r"claims 1,000,000,\d+ bytes"):
+        with pytest.raises(InputError, match=r"headers claim more than 262,144"):
             load_cifar10(str(tmp_path))
         assert tracemalloc.get_traced_memory()[1] < 10**7
     finally:
@@ -339,3 +341,30 @@ def test_download_of_another_file_or_none_is_refused(name, checksum, server, tmp
         download.fetch("ptb", str(tmp_path / "data"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data" / name).exists()
+
+
+@leaves_connection
+def test_a_refused_connection_is_told_in_a_few_words(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/a.txt"
+    source = download.Source("a.txt", address, "md5:0")
+    monkeypatch.setitem(download.SOURCES, "ptb", [source])
+    with pytest.raises(InputError) as caught:
+        download.fetch("ptb", str(tmp_path / "data"))
+    reason = f"[Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
+    assert str(caught.value) == (
+        f"--download: {address}: {reason}. Try again, or put a.txt into {tmp_path / 'data'} and "
+        "give that as --data-dir"
+    )
+    assert not (tmp_path / "data").exists()
+    gc.collect()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+@pytest.mark.parametrize(
+    "load", [load_cifar10, read_mnist, text.load_ptb, functools.partial(_characters, name="a.txt")]
+)
+def test_a_folder_that_is_not_there_is_named(load, name, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=f"^there is no folder {tmp_path / name}$"):
+        load(str(tmp_path / name))

@@ -56,7 +56,7 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
         flags += ranked[0]["settings"]
     if variant != "paper":
         flags += ["--effective-epochs", str(EPOCHS[workload])]
-    return flags
+    return tune.own(flags)
 
 
 def run(name: str, flags: list[str], options: argparse.Namespace) -> None:

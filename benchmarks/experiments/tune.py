@@ -27,6 +27,7 @@ sys.path.insert(0, str(HERE.parents[1] / "examples"))
 
 import files  # noqa: E402
 import report  # noqa: E402
+import settings  # noqa: E402
 import train  # noqa: E402
 import training  # noqa: E402
 import workloads  # noqa: E402
@@ -239,13 +240,25 @@ def as_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def own(flags: list[str]) -> list[str]:
+    """Without the flags of other optimizers, since some of the lists above serve all of them."""
+    workload, optimizer = flags[0], flags[flags.index("--optimizer") + 1]
+    kept, keep = [], True
+    for flag in flags:
+        if flag.startswith("--"):
+            part = settings.PARTS.get(flag[2:].removeprefix("no-").replace("-", "_"))
+            keep = part is None or part.is_of(workload, optimizer)
+        kept += [flag] if keep else []
+    return kept
+
+
 def data_folder(data: pathlib.Path, workload: str) -> str:
     return str(data / FOLDERS.get(workload, "text"))
 
 
 def try_setting(flags: list[str], score: report.Score) -> dict[str, Any]:
     """Trains, and returns the last scores and losses of all seeds."""
-    options = train.parse_arguments(flags)
+    options = train.parse_arguments(own(flags))
     run, began = train.prepare(options), time.perf_counter()
     *_, last = training.train(
         run.contestant, run.model, run.dataset, run.budget, options.seeds,
