@@ -1,9 +1,11 @@
 """Sphinx: `sphinx-build -W --keep-going docs docs/_build`."""
 
+import re
 from typing import Any
 
 import latex2mathml.converter
 from docutils import nodes
+from sphinx.util import logging
 
 import entropy_sgd_jax
 
@@ -22,6 +24,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 html_theme = "furo"
 html_title = f"entropy_sgd_jax {version}"
 
@@ -32,6 +36,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 
 autosummary_generate = True
+autodoc_type_aliases = {name: name for name in ("ArrayLike", "ScalarOrSchedule")}
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80
 napoleon_google_docstring = True
@@ -40,11 +45,14 @@ html_math_renderer = "mathml"  # what browsers set by themselves: no script, no 
 
 
 def mathml(node: nodes.Element, display: str) -> str:
-    """An equation as MathML; rows of one in `aligned`, as Sphinx has it."""
+    """An equation as MathML; one of several rows in `split`, as Sphinx does for MathJax."""
     latex = node.astext()
     if "\\\\" in latex and "\\begin" not in latex:
-        latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
-    return latex2mathml.converter.convert(latex, display=display)
+        latex = rf"\begin{{split}}{latex}\end{{split}}"
+    converted = latex2mathml.converter.convert(latex, display=display)
+    if "<mi>&</mi>" in converted or "<mi>\\" in converted:
+        logging.getLogger(__name__).warning("not understood: %s", latex, location=node)
+    return converted
 
 
 def inline_math(writer: Any, node: nodes.Element) -> None:
@@ -55,10 +63,16 @@ def inline_math(writer: Any, node: nodes.Element) -> None:
 
 def display_math(writer: Any, node: nodes.Element) -> None:
     """Writes an equation of its own, which scrolls by itself if the screen is narrow."""
-    writer.body.append(f'<div class="math" style="overflow-x: auto">{mathml(node, "block")}</div>')
+    writer.body.append(f'<div class="math">{mathml(node, "block")}</div>')
     raise nodes.SkipNode
+
+
+def named(app: Any, what: str, name: str, thing: Any, options: Any, *signature: Any) -> Any:
+    """The names of types inside unions too, where Sphinx prints its own stand-in for them."""
+    return [part and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", part) for part in signature]
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", named)
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
