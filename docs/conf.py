@@ -72,7 +72,15 @@ def named(app: Any, what: str, name: str, thing: Any, options: Any, *signature: 
     return [part and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", part) for part in signature]
 
 
+def keep_errors(app: Any, document: nodes.document) -> None:
+    """A mean and its error stay on one line."""
+    for text in list(document.findall(nodes.Text)):
+        if " ± " in text:
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("doctree-read", keep_errors)
     app.connect("autodoc-process-signature", named)
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
