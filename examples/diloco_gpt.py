@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +27,14 @@ with one_line_errors("diloco_gpt.py"):
     import numpy as np
     import optax
     from flax import nnx
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
     from entropy_sgd_jax import diloco
-    from report import figure_path, mean_and_spread
+    from report import figure_path, mean_and_spread, standard_error
     from settings import positive
     from text import Text, load_characters
     from workloads.char_gpt import Network
@@ -173,19 +175,41 @@ def run(name: str, way: Way, text: Text, steps: int, seed: int, console: Console
 
 
 def draw(curves: dict[str, list[Curve]], path: pathlib.Path) -> None:
-    """Mean over the seeds."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    """Mean over the seeds, with its standard error; an arrow for what the fewest bytes save."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for name, runs in curves.items():
-        loss = np.mean([curve.loss for curve in runs], axis=0)
-        left.plot(runs[0].gradient_evaluations, loss, label=name)
-        right.plot(runs[0].gigabytes, loss, label=name)
+        losses = np.array([curve.loss for curve in runs])
+        mean, error = losses.mean(axis=0), standard_error(losses.T)
+        for axes, x in ((left, runs[0].gradient_evaluations), (right, runs[0].gigabytes)):
+            (line,) = axes.plot(x, mean, label=name, marker="o", ms=3)
+            axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.15)
     left.set(xlabel="gradient evaluations on the whole batch", ylabel="test loss, nats / character")
+    left.set_title("for each gradient: down is better", loc="left", fontsize=11)
     right.set(xlabel="gigabytes all-reduced by each device", xscale="log")
-    left.legend()
+    right.set_title("for each byte: left and down is better", loc="left", fontsize=11)
+    left.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    draw_saving(right, *list(curves.values())[:2])
     figure.savefig(path, dpi=120)
+
+
+def draw_saving(axes: Axes, costly: list[Curve], cheap: list[Curve]) -> None:
+    """An arrow between the bytes at which both ways reach one loss, if they do."""
+    (loss, few), (others, many) = (
+        (np.mean([curve.loss for curve in runs], axis=0), np.array(runs[0].gigabytes))
+        for runs in (cheap, costly)
+    )
+    level = max(loss.min(), others.min())
+    start, end = (
+        np.interp(-level, -values, sizes) for values, sizes in ((others, many), (loss, few))
+    )
+    if others[0] < level or loss[0] < level or start <= end:
+        return
+    axes.annotate("", (end, level), (start, level), arrowprops={"arrowstyle": "->"})
+    middle = math.sqrt(start * end)
+    axes.text(middle, level, f"{start / end:.0f} × fewer bytes", ha="center", va="bottom")
 
 
 def table(curves: dict[str, list[Curve]]) -> Table:
