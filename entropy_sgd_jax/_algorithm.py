@@ -330,8 +330,7 @@ class Algorithm:
         """`params` in the accumulator's dtype: what is asked for, else at least float32."""
 
         def accumulator(param: jax.Array) -> jax.Array:
-            dtype = self.accumulator_dtype or jnp.promote_types(jnp.result_type(param), jnp.float32)
-            return jnp.array(param, dtype, copy=copy)
+            return jnp.array(param, self.accumulator_dtype or _trees.wide(param), copy=copy)
 
         return jax.tree.map(accumulator, params)
 

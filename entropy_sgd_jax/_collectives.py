@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import AxisName, PyTree
 
 
@@ -21,7 +22,7 @@ def wide_mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     """The mean of `tree` over the axis in at least float32, in which it is returned."""
 
     def widen(leaf: Any) -> jax.Array:
-        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+        return jnp.asarray(leaf, _trees.wide(leaf))
 
     return mean(jax.tree.map(widen, tree), axis_name)
 

@@ -122,7 +122,7 @@ def _entropic_states(state: optax.OptState) -> list[EntropicState]:
 
 def _overlay(state: EntropicState, params: PyTree) -> PyTree:
     """x where `state` has it, and `params` where `state` has a MaskedNode."""
-    between_cycles = state.inner_count == 0
+    between_cycles = ~state.inner_count.astype(bool)
 
     def is_hidden(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
