@@ -4,7 +4,7 @@ The noise of parameter number p under a step's key is transform(hash(p, key)), a
 function. XLA fuses it into the Langevin step instead of writing it to memory, and the random words
 are the same under jit, vmap, pmap and any sharding. `jax.random` would draw the same law at several
 times the cost: on CPU its threefry is written to memory round by round. A sign needs one bit, so
-one word gives Rademacher noise for 32 steps: small leaves keep it, large ones hash anew. The noise
+one word gives Rademacher noise for 32 steps: small leaves keep it, large ones hash again. The noise
 of a small tree is drawn for all steps of a loop at once.
 """
 

@@ -383,13 +383,17 @@ def diloco(
     It is Entropy-SGD's loop without scope and noise, keeping the last x′ and the inner state:
     ``entropic(optax.chain(average_over_replicas(replica_axis_name), optax.sgd(learning_rate,
     momentum, nesterov)), averaging=1, scope=0, noise_scale=0, reset_inner_state=False, ...)``.
-    Without an axis, on one worker, it is SNOO. With Muon inside,
-    ``optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0))``, it is MuLoCo, and with any
-    direction inside and ``momentum=None`` it is Lookahead.
+    Without an axis, on one worker, it is SNOO. With ``inner_optimizer=optax.contrib.muon(...)`` it
+    is MuLoCo, and with any optimizer inside and ``momentum=None`` it is Lookahead.
 
     Cost of an update: L gradient evaluations in each replica, and one all-reduce of the
     parameters, which is 1/L of data-parallel SGD's communication. In streaming mode the all-reduce
     is in the branch that every L-th update takes.
+
+    ``update(..., replica_weight=w)`` weights the mean by a scalar w ≥ 0 of each replica, 0 if it is
+    absent. A replica whose pseudo-gradient is not finite counts as 0, takes the others' step, and
+    starts its next round at the common x with a fresh inner state. If the weights sum to 0,
+    nobody steps.
 
     All other arguments are ``entropic``'s. Each replica may itself be data-parallel, over
     ``batch_axis_name``.
@@ -402,12 +406,14 @@ def diloco(
       replica_axis_name: the axis of ``vmap``, ``pmap`` or ``shard_map`` over the replicas; None
         for one worker.
       inner_steps: L, local steps per outer step: tens on one worker, 500 in DiLoCo.
+      inner_optimizer: takes the local steps at its own learning rate, ``optax.adamw(4e-4)``; a
+        schedule in it counts gradients. Give it, or the next two.
       inner_learning_rate: of the local steps; a number or a schedule of the gradient evaluations.
       inner_transform: D, the direction of the local steps, uphill, without a learning rate. None
         for that of ``optax.adamw``,
         ``optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))``.
       averaging: weight of the newest x′ in the mean that stands for it; 1 keeps the last.
-      reset_inner_state: whether each outer step starts the inner optimizer afresh.
+      reset_inner_state: whether each outer step starts the inner optimizer again.
 
     Returns:
       A transformation whose state is an ``EntropicState``. The replicas' x stay equal.
@@ -418,9 +424,8 @@ def diloco(
     >>> import jax, jax.numpy as jnp, optax
     >>> from entropy_sgd_jax import anchor_params, diloco
     >>> rate = optax.cosine_decay_schedule(0.03, 500)
-    >>> tx = diloco(
-    ...     replica_axis_name="replica", inner_steps=5, inner_learning_rate=rate, streaming=True
-    ... )
+    >>> inner = optax.adamw(rate)
+    >>> tx = diloco(replica_axis_name="replica", inner_steps=5, inner_optimizer=inner, streaming=True)
     >>> def step(params, state, batch):
     ...     grads = jax.grad(lambda params: jnp.mean((params - batch) ** 2))(params)
     ...     updates, state = tx.update(grads, state, params)

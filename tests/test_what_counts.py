@@ -221,7 +221,25 @@ def test_params_of_a_stream_stay_finite_in_a_bad_cycle(averaging: float) -> None
             assert_same(anchor_params(state, params), x)
         assert_same(params, x)
         assert entropic_diagnostics(state).nonfinite_gradients == 1
+        assert entropic_diagnostics(state).refused_updates == 1
         assert_finite((state.inner_state, state.base_state))
+
+
+@every_mode
+def test_a_frozen_run_shows_in_the_diagnostics(mode: str) -> None:
+    """NaN in the data, or a schedule of NaN, and every update is refused."""
+    for rate, data in ((0.1, jnp.nan), (jnp.nan, 1.0)):
+        tx = entropic(
+            optax.sgd(1.0), inner_steps=L, inner_learning_rate=lambda count, rate=rate: rate,
+            noise_scale=0, diagnostics=True, streaming=mode == "streaming",
+        )  # fmt: skip
+        step = jax.jit(outer_step(tx, mode))
+        params = jnp.ones(2)
+        state = tx.init(params)
+        for updates in (1, 2, 3):
+            params, state = step(params, state, jnp.full(L, data))
+            assert entropic_diagnostics(state).refused_updates == updates
+        assert_same(params, jnp.ones(2))
 
 
 @pytest.mark.parametrize("name", INSIDE)
