@@ -83,7 +83,10 @@ def is_equal_on_all(tree: PyTree, axis_name: AxisName) -> bool:
     names = set(axis_name if isinstance(axis_name, tuple) else (axis_name,))
 
     def axes(array: Any) -> set[Any]:
-        return set(getattr(jax.typeof(array), "vma", ()))
+        """Those over which JAX knows that it varies; two JAXs have two names for it."""
+        kind = jax.typeof(array)
+        manual = getattr(kind, "manual_axis_type", None)
+        return set(getattr(kind, "vma", ()) if manual is None else manual.varying)
 
     checked = axes(lax.axis_index(axis_name))  # empty where JAX does not check
     return bool(checked) and any(not names <= axes(leaf) for leaf in jax.tree.leaves(tree))

@@ -425,7 +425,9 @@ def diloco(
     >>> from entropy_sgd_jax import anchor_params, diloco
     >>> rate = optax.cosine_decay_schedule(0.03, 500)
     >>> inner = optax.adamw(rate)
-    >>> tx = diloco(replica_axis_name="replica", inner_steps=5, inner_optimizer=inner, streaming=True)
+    >>> tx = diloco(
+    ...     replica_axis_name="replica", inner_steps=5, inner_optimizer=inner, streaming=True
+    ... )
     >>> def step(params, state, batch):
     ...     grads = jax.grad(lambda params: jnp.mean((params - batch) ** 2))(params)
     ...     updates, state = tx.update(grads, state, params)
