@@ -11,9 +11,17 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _checks, _collectives, _guard, _protocol
+from entropy_sgd_jax import (
+    _checks,
+    _collectives,
+    _guard,
+    _protocol,
+    _quantisation,
+    _trees,
+)
 from entropy_sgd_jax._optimizers import build, entropic
 from entropy_sgd_jax._options import advised, with_options_of
 from entropy_sgd_jax._typing import (
@@ -95,8 +103,14 @@ def add_elastic_coupling(
     return optax.GradientTransformation(init, update)
 
 
+class AverageState(NamedTuple):
+    """State of `average_over_replicas` in integers."""
+
+    residual: PyTree  # what rounding left out, like the updates, float32
+
+
 def average_over_replicas(
-    axis_name: AxisName | None,
+    axis_name: AxisName | None, *, bits: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the updates by their mean over the replicas that can contribute.
 
@@ -109,15 +123,23 @@ def average_over_replicas(
     weights are 0 there is no mean: the result is NaN, at which `entropic` takes no step. Weights
     go through the updates' dtype, so keep them near 1 for float16.
 
+    With ``bits`` the mean is exchanged in integers: an all-to-all of each replica's share, its
+    mean, and an all-gather, with a float32 scale for every 64 numbers. That is 0.27 of the bytes
+    of an all-reduce in float32 with 8 bits, and 0.14 with 4. Rounding is fed back: what it leaves
+    out is kept and added the next time. All updates are put into one vector for it, which gathers
+    those that are sharded.
+
     Args:
       axis_name: the axis, or axes, of the replicas; None for a single one, of which the mean is
         itself.
+      bits: 8 or 4; None for the updates' own dtype.
 
     Returns:
-      A transformation without state.
+      A transformation without state, or with the residuals, float32, as many as parameters.
 
     Raises:
-      ValueError: in ``update`` for an axis that is not bound, or a concrete weight below 0.
+      ValueError: for ``bits`` without an axis; in ``update`` for an axis that is not bound, or a
+        concrete weight below 0.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax import average_over_replicas
@@ -126,34 +148,49 @@ def average_over_replicas(
     >>> updates, weights = jnp.array([1.0, 2.0, 6.0]), jnp.array([1.0, 1.0, 2.0])
     >>> print(jax.vmap(mean, axis_name="replica")(updates, weights))
     [3.75 3.75 3.75]
+
+    References:
+      Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
+      https://arxiv.org/abs/2501.18512, for few bits. The two rounds of rounding are torchft's, the
+      feedback is that of Seide et al., "1-bit stochastic gradient descent", 2014.
     """
-    axis_name = _checks.check("axis_name", axis_name)
+    axis_name, bits = _checks.check("axis_name", axis_name), _checks.check("bits", bits)
+    if bits is not None and axis_name is None:
+        advice = "One replica exchanges nothing; name the axis of several."
+        raise _checks.error("bits", "None without an axis of replicas", str(bits), advice)
+
+    def init(params: PyTree) -> optax.EmptyState | AverageState:
+        if bits is None:
+            return optax.EmptyState()
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.float32), params)
+        return AverageState(_collectives.own(zeros, axis_name))
 
     def update(
         updates: PyTree,
-        state: optax.EmptyState,
+        state: Any,
         params: PyTree | None = None,
         *,
         replica_weight: ArrayLike | None = None,
         **extra_args: Any,
-    ) -> tuple[PyTree, optax.EmptyState]:
+    ) -> tuple[PyTree, Any]:
         del params, extra_args
-        if replica_weight is None:
-            weight = jnp.ones((), jnp.float32)
-        else:
-            weight = jnp.asarray(_checks.check("replica_weight", replica_weight), jnp.float32)
-        if axis_name is not None:
-            _protocol.bound("axis_name", axis_name)
-            weight = jnp.where(_guard.all_finite(updates), weight, jnp.zeros_like(weight))
-            updates = _collectives.weighted_mean(updates, weight, axis_name)
-        elif replica_weight is not None:
-            nobody = jnp.asarray(jnp.nan, jnp.float32)
-            updates = jax.tree.map(
-                lambda leaf: jnp.where(weight == 0, nobody.astype(leaf.dtype), leaf), updates
-            )
-        return updates, state
+        weight = 1 if replica_weight is None else _checks.check("replica_weight", replica_weight)
+        weight = jnp.asarray(weight, jnp.float32)
+        if axis_name is None:
+            if replica_weight is not None:
+                nobody = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), updates)
+                updates = _trees.where(weight == 0, nobody, updates)
+            return updates, state
+        _protocol.bound("axis_name", axis_name)
+        weight = jnp.where(_guard.all_finite(updates), weight, jnp.zeros_like(weight))
+        if bits is None:
+            return _collectives.weighted_mean(updates, weight, axis_name), state
+        numbers, unravel = ravel_pytree(_trees.cast_like(updates, state.residual))
+        residual, _ = ravel_pytree(state.residual)
+        mean, residual = _quantisation.mean(numbers, residual, weight, axis_name, bits)
+        return _trees.cast_like(unravel(mean), updates), AverageState(unravel(residual))
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def replica_average(params: PyTree, axis_name: AxisName) -> PyTree:
@@ -371,6 +408,7 @@ def diloco(
     inner_optimizer: optax.GradientTransformation | None = None,
     inner_learning_rate: ScalarOrSchedule | None = None,
     inner_transform: optax.GradientTransformation | None = None,
+    bits: int | None = None,
     **options: Unpack[LangevinOptions],
 ) -> EntropicTransformation:
     r"""DiLoCo: L local steps of AdamW in each replica, then one Nesterov step on their mean.
@@ -412,6 +450,8 @@ def diloco(
       inner_transform: D, the direction of the local steps, uphill, without a learning rate. None
         for that of ``optax.adamw``,
         ``optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))``.
+      bits: 8 or 4 to exchange the mean in integers of that many bits with feedback of what
+        rounding leaves out, see ``average_over_replicas``; None for the parameters' own dtype.
       averaging: weight of the newest x′ in the mean that stands for it; 1 keeps the last.
       reset_inner_state: whether each outer step starts the inner optimizer again.
 
@@ -457,7 +497,8 @@ def diloco(
     )
     return build(
         optax.chain(
-            average_over_replicas(replica_axis_name), optax.sgd(learning_rate, momentum, nesterov)
+            average_over_replicas(replica_axis_name, bits=bits),
+            optax.sgd(learning_rate, momentum, nesterov),
         ),
         replica_axis_name=replica_axis_name,
         inner_steps=inner_steps,
