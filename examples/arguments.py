@@ -11,7 +11,7 @@ from typing import Any
 import download
 import workloads
 from contestants import RECIPES
-from errors import InputError, OneLineParser
+from experiments.io.errors import InputError, OneLineParser
 from settings import (
     CHARACTERS,
     FIELDS,

@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 from jax import lax
 from jax.experimental import multihost_utils
 
-from errors import InputError
-from files import write_whole
+from experiments.io.errors import InputError
+from experiments.io.files import write_whole
 
 CONFIGURATION = "configuration.json"  # beside the checkpoints, what they belong to
 CHECKSUMS = "checksums"  # the name under which they are saved

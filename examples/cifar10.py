@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-import pickles
-from datasets import Dataset, split_end
-from errors import InputError
-from files import first, opened, read_at_most
+from experiments.io import pickles
+from experiments.io.dataset import Dataset, split_end
+from experiments.io.errors import InputError
+from experiments.io.files import first, opened, read_at_most
 
 SHAPE = (3, 32, 32)  # channels first, as stored
 RECORD = 1 + math.prod(SHAPE)  # bytes of a label and an image in the binary version
@@ -33,7 +33,7 @@ REGULARISER = 1e-5  # added to every variance by the whitening: text
 def load_cifar10(directory: str, validation: int = 0) -> Dataset:
     """Images of bytes, (examples, 32, 32, 3), and labels, in the official order.
 
-    With `validation` the test set is not read, see `datasets.split_end`.
+    With `validation` the test set is not read, see `split_end`.
     """
     batches = _read(pathlib.Path(directory), TRAIN if validation else TRAIN + TEST)
     train = _join(batches[: len(TRAIN)])

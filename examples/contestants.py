@@ -15,7 +15,7 @@ import optax
 import optax.contrib
 
 from entropy_sgd_jax import diloco, entropy_adam, entropy_sgd, parle, scoping
-from errors import InputError
+from experiments.io.errors import InputError
 from settings import Settings
 from training import Budget, Contestant, make_budget
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
-from errors import InputError
-from files import find, opened, read_at_most
+from experiments.io.dataset import Dataset, split_end
+from experiments.io.errors import InputError
+from experiments.io.files import find, opened, read_at_most
 
 UNSIGNED_BYTE = 0x08  # the IDX code of the one data type that MNIST uses
 LARGEST = 1 << 26  # bytes that an IDX file may claim; MNIST's largest has 47 million
@@ -23,15 +24,6 @@ MNIST_FILES = {
     "test_inputs": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-
-
-class Dataset(NamedTuple):
-    """A classification task. Where a part of the training set is held out, that is the test set."""
-
-    train_inputs: np.ndarray  # images: (examples, height, width, ...); text: (windows, length)
-    train_labels: np.ndarray  # images: (examples,); text: (windows, length), or fewer, the last
-    test_inputs: np.ndarray
-    test_labels: np.ndarray
 
 
 def load_digits() -> Dataset:
@@ -72,24 +64,6 @@ def read_mnist(directory: str | os.PathLike[str], validation: int = 0) -> Datase
     if validation:
         return split_end(parts["train_inputs"], parts["train_labels"], validation)
     return Dataset(**parts)
-
-
-def split_end(inputs: np.ndarray, labels: np.ndarray, validation: int) -> Dataset:
-    """The last `validation` examples in the place of the test set."""
-    if validation >= len(labels):
-        raise InputError(
-            f"--validation {validation} leaves nothing of the {len(labels):,} training examples"
-        )
-    return Dataset(
-        inputs[:-validation], labels[:-validation], inputs[-validation:], labels[-validation:]
-    )
-
-
-def hold_out(dataset: Dataset, fold: int, folds: int = 5) -> Dataset:
-    """Puts one fold of the training set in the place of the test set, to tune on."""
-    images, labels = dataset.train_inputs, dataset.train_labels
-    held = np.arange(len(labels)) * folds // len(labels) == fold
-    return Dataset(images[~held], labels[~held], images[held], labels[held])
 
 
 def read_idx(path: str | os.PathLike[str], *, dimensions: int) -> np.ndarray:

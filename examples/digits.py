@@ -14,7 +14,7 @@ import argparse
 import itertools
 from typing import Any, NamedTuple
 
-from errors import InputError, OneLineParser, one_line_errors
+from experiments.io.errors import InputError, OneLineParser, one_line_errors
 
 with one_line_errors("digits.py"):
     from flax import nnx
@@ -22,8 +22,9 @@ with one_line_errors("digits.py"):
 
     import report
     from contestants import RECIPES
-    from datasets import Dataset, load_digits, load_mnist
+    from datasets import load_digits, load_mnist
     from evaluation import Model
+    from experiments.io.dataset import Dataset
     from networks import pure
     from settings import Settings, positive
     from training import Budget, Contestant, make_budget

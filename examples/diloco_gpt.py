@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from errors import InputError, OneLineParser, one_line_errors
+from experiments.io.errors import InputError, OneLineParser, one_line_errors
 
 with one_line_errors("diloco_gpt.py"):
     import jax

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pathlib
 
-from errors import OneLineParser, one_line_errors
+from experiments.io.errors import OneLineParser, one_line_errors
 
 with one_line_errors("double_well.py"):
     import jax

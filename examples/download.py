@@ -6,8 +6,8 @@ import pathlib
 from typing import NamedTuple
 
 from datasets import MNIST_FILES
-from errors import InputError
-from files import made
+from experiments.io.errors import InputError
+from experiments.io.files import made
 
 
 class Source(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from datasets import Dataset
+from experiments.io.dataset import Dataset
 
 LOSS_EXAMPLES = 10_000  # the training loss is taken on at most the first so many images
 LOSS_WINDOWS = 2_000  # or windows of text

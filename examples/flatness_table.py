@@ -13,7 +13,7 @@ import argparse
 import functools
 from typing import Any
 
-from errors import OneLineParser, one_line_errors
+from experiments.io.errors import OneLineParser, one_line_errors
 
 with one_line_errors("flatness_table.py"):
     import jax
@@ -25,9 +25,10 @@ with one_line_errors("flatness_table.py"):
 
     import contestants
     import digits
-    from datasets import Dataset, load_digits
+    from datasets import load_digits
     from entropy_sgd_jax import flatness
     from evaluation import Model
+    from experiments.io.dataset import Dataset
     from report import figure_path, mean_and_spread
     from settings import Settings, positive
     from spectrum import logits_of, loss_of, stacked_batches, train_to_the_end

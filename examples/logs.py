@@ -17,8 +17,8 @@ from tensorboardX import SummaryWriter
 import contestants
 import workloads
 from checkpoints import differences
-from errors import InputError
-from files import write_whole
+from experiments.io.errors import InputError
+from experiments.io.files import write_whole
 from training import Measurement
 
 PACKAGES = ("entropy-sgd-jax", "jax", "jaxlib", "optax", "flax", "numpy")

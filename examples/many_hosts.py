@@ -19,7 +19,7 @@ import subprocess
 import sys
 from typing import Any
 
-from errors import InputError, OneLineParser, one_line_errors
+from experiments.io.errors import InputError, OneLineParser, one_line_errors
 
 with one_line_errors("many_hosts.py"):
     import jax

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from errors import InputError, near
+from experiments.io.errors import InputError, near
 
 SCHEDULES = ("constant", "cosine", "step")
 OWN = "0 for the workload's own"

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from errors import OneLineParser, one_line_errors
+from experiments.io.errors import OneLineParser, one_line_errors
 
 with one_line_errors("spectrum.py"):
     import jax
@@ -31,9 +31,9 @@ with one_line_errors("spectrum.py"):
     import contestants
     import digits
     import evaluation
-    from datasets import Dataset
     from entropy_sgd_jax import flatness
     from evaluation import Model
+    from experiments.io.dataset import Dataset
     from networks import Conv, max_pool, pure
     from report import figure_path
     from settings import Settings, positive

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import Dataset
-from errors import InputError
-from files import find, opened, read_at_most
+from experiments.io.dataset import Dataset
+from experiments.io.errors import InputError
+from experiments.io.files import find, opened, read_at_most
 
 LARGEST = 1 << 27  # bytes of a text, unpacked; 100 million characters are common
 PTB_FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}

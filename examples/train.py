@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from errors import InputError, one_line_errors
+from experiments.io.errors import InputError, one_line_errors
 
 with one_line_errors("train.py"):
     import jax
@@ -36,8 +36,8 @@ with one_line_errors("train.py"):
     import workloads
     from arguments import in_use, parse_arguments
     from checkpoints import Checkpoints
-    from datasets import Dataset
-    from files import made
+    from experiments.io.dataset import Dataset
+    from experiments.io.files import made
 
 NAMES = {
     "entropy_sgd": "Entropy-SGD",

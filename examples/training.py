@@ -21,9 +21,9 @@ import optax
 from jax import lax
 
 import evaluation
-from datasets import Dataset
-from errors import InputError
 from evaluation import Model, Params
+from experiments.io.dataset import Dataset
+from experiments.io.errors import InputError
 
 MEASUREMENTS = 40  # at most so many points on a curve
 

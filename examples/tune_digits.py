@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import itertools
 
-from errors import one_line_errors
+from experiments.io.errors import one_line_errors
 
 with one_line_errors("tune_digits.py"):
     import numpy as np
 
     import digits
     import report
-    from datasets import Dataset, hold_out
+    from experiments.io.dataset import Dataset, hold_out
     from training import Measurement, train
 
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {

@@ -24,7 +24,7 @@ import datasets
 import logs
 import text
 from cifar10 import RECORD, TEST, TRAIN
-from errors import InputError
+from experiments.io.errors import InputError
 
 MEBIBYTE = 1 << 20
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, RECORD - 1), np.uint8)

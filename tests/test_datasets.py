@@ -8,8 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from datasets import MNIST_FILES, hold_out, load_digits, load_mnist, read_idx
-from errors import InputError
+from datasets import MNIST_FILES, load_digits, load_mnist, read_idx
+from experiments.io.dataset import hold_out
+from experiments.io.errors import InputError
 
 IMAGES = np.arange(6 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(6, 28, 28)
 LABELS = np.array([3, 1, 4, 1, 5, 9], np.uint8)

@@ -17,8 +17,8 @@ import digits
 import evaluation
 import report
 import training
-from datasets import Dataset
-from errors import InputError, one_line_errors
+from experiments.io.dataset import Dataset
+from experiments.io.errors import InputError, one_line_errors
 
 SCRIPT = pathlib.Path(digits.__file__)
 

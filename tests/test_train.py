@@ -21,7 +21,7 @@ import train
 import workloads
 from cifar10 import RECORD
 from datasets import MNIST_FILES
-from errors import InputError, one_line_errors
+from experiments.io.errors import InputError, one_line_errors
 from settings import DROPOUT, INNER, NETWORK, PARTS, SEQUENCES, Settings, override
 from test_datasets import idx_bytes
 

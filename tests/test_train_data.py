@@ -21,8 +21,9 @@ import cifar10
 import download
 import text
 from cifar10 import RECORD, SHAPE, TEST, TRAIN, load_cifar10
-from datasets import Dataset, read_mnist
-from errors import InputError
+from datasets import read_mnist
+from experiments.io.dataset import Dataset
+from experiments.io.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 PIXELS = {name: RANDOM.integers(0, 256, (4, RECORD - 1)).astype(np.uint8) for name in TRAIN + TEST}

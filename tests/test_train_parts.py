@@ -13,8 +13,8 @@ import networks
 import settings
 import training
 import workloads
-from datasets import Dataset
 from entropy_sgd_jax import entropy_sgd
+from experiments.io.dataset import Dataset
 
 RANDOM = np.random.default_rng(0)
 

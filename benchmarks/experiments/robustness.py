@@ -30,12 +30,12 @@ from matplotlib.ticker import LogLocator, NullLocator
 from rich.progress import track
 
 import evaluation
-import files
 import report
 import train
-from datasets import Dataset
-from errors import one_line_errors
 from evaluation import Model
+from experiments.io import files
+from experiments.io.dataset import Dataset
+from experiments.io.errors import one_line_errors
 from spectrum import train_to_the_end
 
 HERE = pathlib.Path(__file__).parent

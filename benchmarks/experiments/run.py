@@ -26,11 +26,11 @@ import numpy as np
 import paired
 import tune  # also finds the examples
 
-import files
 import logs
 import report
 import train
 import workloads
+from experiments.io import files
 
 VARIANTS = ("paper", "short", "tuned")
 HERE, SCRIPT = pathlib.Path(__file__).parent, pathlib.Path(train.__file__)

@@ -25,13 +25,13 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "examples"))
 
-import files  # noqa: E402
 import report  # noqa: E402
 import settings  # noqa: E402
 import train  # noqa: E402
 import training  # noqa: E402
 import workloads  # noqa: E402
-from errors import one_line_errors  # noqa: E402
+from experiments.io import files  # noqa: E402
+from experiments.io.errors import one_line_errors  # noqa: E402
 
 FOLDERS = {"mnistfc": "mnist", "lenet": "mnist", "allcnn": "cifar10", "ptb": "ptb"}  # else text
 EPOCHS = {"mnistfc": 2.0, "lenet": 1.0, "char_lstm": 0.3, "char_gpt": 0.5}  # of each setting

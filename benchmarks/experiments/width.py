@@ -28,9 +28,9 @@ import paired
 import tune  # also finds the examples
 from rich.progress import Progress
 
-import files
 import report
 import train
+from experiments.io import files
 
 HERE = pathlib.Path(__file__).parent
 SEEDS, FINALISTS = 20, 3

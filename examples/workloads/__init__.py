@@ -10,8 +10,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from datasets import Dataset
 from evaluation import Model
+from experiments.io.dataset import Dataset
 from settings import Settings
 
 NAMES = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "char_lstm", "char_gpt")

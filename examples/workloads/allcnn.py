@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from cifar10 import load_cifar10, whiten
-from datasets import Dataset
 from evaluation import Model
+from experiments.io.dataset import Dataset
 from networks import Conv, dropout, pure, split, torch_uniform
 from settings import Settings
 from workloads import Request, Workload, for_each_optimizer

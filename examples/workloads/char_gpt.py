@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from datasets import Dataset
-from errors import InputError
 from evaluation import Model
+from experiments.io.dataset import Dataset
+from experiments.io.errors import InputError
 from networks import dropout, pure, split
 from settings import Settings
 from text import load_characters, windows

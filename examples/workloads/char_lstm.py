@@ -6,8 +6,8 @@ says nothing; it is left out.
 
 from __future__ import annotations
 
-from datasets import Dataset
 from evaluation import Model
+from experiments.io.dataset import Dataset
 from networks import pure, torch_uniform
 from settings import Settings
 from text import load_characters, windows

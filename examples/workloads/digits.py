@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import digits
-from datasets import Dataset, load_digits, split_end
+from datasets import load_digits
 from evaluation import Model
+from experiments.io.dataset import Dataset, split_end
 from settings import Settings
 from workloads import Request, Workload, for_each_optimizer
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from datasets import Dataset
 from evaluation import Model
+from experiments.io.dataset import Dataset
 from networks import Conv, dropout, max_pool, pure, split, torch_uniform
 from settings import Settings
 from workloads import Workload, for_each_optimizer

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datasets import Dataset, read_mnist
+from datasets import read_mnist
 from evaluation import Model
+from experiments.io.dataset import Dataset
 from networks import dropout, pure, split, torch_uniform
 from settings import Settings
 from workloads import Request, Workload, for_each_optimizer

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from datasets import Dataset
 from evaluation import Model
+from experiments.io.dataset import Dataset
 from networks import LSTM, dropout, pure, split
 from settings import Settings
 from text import load_ptb, windows

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from errors import InputError
+from experiments.io.errors import InputError
 
 PIECE = 1 << 16  # bytes read at a time
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import InputError
+from experiments.io.errors import InputError
 
 OPERATIONS = 200_000  # a batch of CIFAR-10 has 60,000
 
