@@ -8,9 +8,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import download
 import workloads
 from contestants import RECIPES
+from experiments.data import download
 from experiments.io.errors import InputError, OneLineParser
 from settings import (
     CHARACTERS,

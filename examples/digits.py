@@ -22,8 +22,8 @@ with one_line_errors("digits.py"):
 
     import report
     from contestants import RECIPES
-    from datasets import load_digits, load_mnist
     from evaluation import Model
+    from experiments.data.images import load_digits, load_mnist
     from experiments.io.dataset import Dataset
     from networks import pure
     from settings import Settings, positive

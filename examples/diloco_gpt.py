@@ -34,9 +34,9 @@ with one_line_errors("diloco_gpt.py"):
     from rich.table import Table
 
     from entropy_sgd_jax import diloco
+    from experiments.data.text import Text, load_characters
     from report import figure_path, mean_and_spread, standard_error
     from settings import positive
-    from text import Text, load_characters
     from workloads.char_gpt import Network
 
 LENGTH, WIDTH, LAYERS = 64, 96, 3  # symbols seen, width and number of blocks

@@ -25,9 +25,9 @@ with one_line_errors("flatness_table.py"):
 
     import contestants
     import digits
-    from datasets import load_digits
     from entropy_sgd_jax import flatness
     from evaluation import Model
+    from experiments.data.images import load_digits
     from experiments.io.dataset import Dataset
     from report import figure_path, mean_and_spread
     from settings import Settings, positive

@@ -27,7 +27,6 @@ with one_line_errors("train.py"):
     from rich.console import Console
 
     import contestants
-    import download
     import evaluation
     import logs
     import report
@@ -36,6 +35,7 @@ with one_line_errors("train.py"):
     import workloads
     from arguments import in_use, parse_arguments
     from checkpoints import Checkpoints
+    from experiments.data import download
     from experiments.io.dataset import Dataset
     from experiments.io.files import made
 

@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-import cifar10
-import datasets
 import logs
-import text
-from cifar10 import RECORD, TEST, TRAIN
+from experiments.data import cifar10, images, text
+from experiments.data.cifar10 import RECORD, TEST, TRAIN
 from experiments.io.errors import InputError
 
 MEBIBYTE = 1 << 20
@@ -174,7 +172,7 @@ def packed(kind: Kind) -> Kind:
 
 PLAIN = [
     Kind("metrics.jsonl", log(), read_log, plain_log),
-    Kind("images", idx(), lambda path: datasets.read_idx(path, dimensions=3), plain_idx),
+    Kind("images", idx(), lambda path: images.read_idx(path, dimensions=3), plain_idx),
     Kind(
         "a.bin", binary_batch(), lambda p: cifar10.parse_binary("x", p.read_bytes()), plain_binary
     ),
@@ -274,14 +272,14 @@ def test_a_gzip_that_claims_gigabytes_is_refused_unread(tmp_path):
     head = gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, 4_000_000, 28, 28))
     (tmp_path / "a.gz").write_bytes(head + 200 * ZEROS)
     with within(MEBIBYTE), pytest.raises(InputError, match="at most 67,108,864 are read"):
-        datasets.read_idx(tmp_path / "a.gz", dimensions=3)
+        images.read_idx(tmp_path / "a.gz", dimensions=3)
 
 
 def test_a_gzip_that_holds_gigabytes_is_read_to_the_claim_and_no_further(tmp_path):
     head = gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, 60_000, 28, 28))
     (tmp_path / "a.gz").write_bytes(head + 200 * ZEROS)
     with within(56 * MEBIBYTE), pytest.raises(InputError, match="goes on after the 47,040,000"):
-        datasets.read_idx(tmp_path / "a.gz", dimensions=3)
+        images.read_idx(tmp_path / "a.gz", dimensions=3)
 
 
 def test_a_text_that_unpacks_to_gigabytes_is_refused(tmp_path):

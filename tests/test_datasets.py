@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from datasets import MNIST_FILES, load_digits, load_mnist, read_idx
+from experiments.data.images import MNIST_FILES, load_digits, load_mnist, read_idx
 from experiments.io.dataset import hold_out
 from experiments.io.errors import InputError
 

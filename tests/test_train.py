@@ -19,8 +19,8 @@ import logs
 import spectrum
 import train
 import workloads
-from cifar10 import RECORD
-from datasets import MNIST_FILES
+from experiments.data.cifar10 import RECORD
+from experiments.data.images import MNIST_FILES
 from experiments.io.errors import InputError, one_line_errors
 from settings import DROPOUT, INNER, NETWORK, PARTS, SEQUENCES, Settings, override
 from test_datasets import idx_bytes

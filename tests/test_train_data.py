@@ -17,11 +17,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import cifar10
-import download
-import text
-from cifar10 import RECORD, SHAPE, TEST, TRAIN, load_cifar10
-from datasets import read_mnist
+from experiments.data import cifar10, download, text
+from experiments.data.cifar10 import RECORD, SHAPE, TEST, TRAIN, load_cifar10
+from experiments.data.images import read_mnist
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
 

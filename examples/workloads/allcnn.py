@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from cifar10 import load_cifar10, whiten
 from evaluation import Model
+from experiments.data.cifar10 import load_cifar10, whiten
 from experiments.io.dataset import Dataset
 from networks import Conv, dropout, pure, split, torch_uniform
 from settings import Settings

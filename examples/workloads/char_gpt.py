@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from evaluation import Model
+from experiments.data.text import load_characters, windows
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
 from networks import dropout, pure, split
 from settings import Settings
-from text import load_characters, windows
 from workloads import Request, Workload, for_each_optimizer
 
 WIDTH, LAYERS, LENGTH, HEAD = 256, 6, 128, 32

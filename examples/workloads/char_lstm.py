@@ -7,10 +7,10 @@ says nothing; it is left out.
 from __future__ import annotations
 
 from evaluation import Model
+from experiments.data.text import load_characters, windows
 from experiments.io.dataset import Dataset
 from networks import pure, torch_uniform
 from settings import Settings
-from text import load_characters, windows
 from workloads import Request, Workload, for_each_optimizer
 from workloads.ptb import Network
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import digits
-from datasets import load_digits
 from evaluation import Model
+from experiments.data.images import load_digits
 from experiments.io.dataset import Dataset, split_end
 from settings import Settings
 from workloads import Request, Workload, for_each_optimizer

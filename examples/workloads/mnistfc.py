@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datasets import read_mnist
 from evaluation import Model
+from experiments.data.images import read_mnist
 from experiments.io.dataset import Dataset
 from networks import dropout, pure, split, torch_uniform
 from settings import Settings

@@ -13,10 +13,10 @@ import jax
 from flax import nnx
 
 from evaluation import Model
+from experiments.data.text import load_ptb, windows
 from experiments.io.dataset import Dataset
 from networks import LSTM, dropout, pure, split
 from settings import Settings
-from text import load_ptb, windows
 from workloads import Request, Workload, for_each_optimizer
 
 WIDTH, LAYERS = 1500, 2  # text

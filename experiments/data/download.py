@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
-from datasets import MNIST_FILES
+from experiments.data.images import MNIST_FILES
 from experiments.io.errors import InputError
 from experiments.io.files import made
 
