@@ -20,7 +20,7 @@ with one_line_errors("double_well.py"):
     import optax
 
     from entropy_sgd_jax import entropy_sgd, scoping
-    from report import figure_path
+    from experiments.harness.report import figure_path
 
 SHARP, WIDE = 1.1, -1.1  # centres of the valleys
 STARTS = np.linspace(0.9, 2.6, 10)  # all of them in the sharp valley's basin

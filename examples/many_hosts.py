@@ -28,9 +28,9 @@ with one_line_errors("many_hosts.py"):
     import optax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from checkpoints import Checkpoints
     from entropy_sgd_jax import entropy_sgd
     from experiments.data.images import load_digits
+    from experiments.harness.checkpoints import Checkpoints
 
 DEVICES = 4  # in all, where the processes are started from here
 INNER_STEPS, BATCH_SIZE, UPDATES, SAVE_EVERY = 10, 64, 60, 20

@@ -21,8 +21,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from checkpoints import Checkpoints
 from entropy_sgd_jax import entropy_adam, entropy_sgd
+from experiments.harness.checkpoints import Checkpoints
 
 L, WIDTH, SAVE_EVERY = 4, 64, 3  # so that checkpoints lie within the cycles of streaming mode
 

@@ -21,8 +21,8 @@ import numpy as np
 import optax
 import pytest
 
-from checkpoints import Checkpoints
 from entropy_sgd_jax import entropic
+from experiments.harness.checkpoints import Checkpoints
 from experiments.io.errors import InputError
 
 PROGRAM = pathlib.Path(__file__).with_name("killed_run.py")
@@ -200,9 +200,7 @@ def test_another_tree_is_named(folder: pathlib.Path, tree: Any) -> None:
 
 def run(folder: pathlib.Path, devices: int, steps: int, pause: float = 0) -> subprocess.Popen[str]:
     settings = {
-        "PYTHONPATH": os.pathsep.join(
-            map(str, [PROGRAM.parents[1], PROGRAM.parents[1] / "examples"])
-        ),
+        "PYTHONPATH": str(PROGRAM.parents[1]),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-import logs
 from experiments.data import cifar10, images, text
 from experiments.data.cifar10 import RECORD, TEST, TRAIN
+from experiments.harness import logs
 from experiments.io.errors import InputError
 
 MEBIBYTE = 1 << 20

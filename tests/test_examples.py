@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 from typing import NamedTuple
@@ -13,15 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import digits
-import evaluation
-import report
-import training
+from experiments.harness import evaluation, report, training
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError, one_line_errors
+from experiments.workloads import digits
 
-SCRIPT = pathlib.Path(digits.__file__)
-
+SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "digits.py"
 
 # 41 rounds make 20 segments of two rounds and a last one of one.
 BUDGET = training.Budget(rounds=41, inner_steps=4, batch_size=5)
@@ -257,7 +255,7 @@ def test_digits_trains_all_four_and_writes_the_figure(tmp_path):
 def test_a_bad_argument_gives_one_line_and_exit_code_2(options, message, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["digits.py", *options.split()])
     with pytest.raises(SystemExit) as stopped, one_line_errors("digits.py"):
-        digits.main()
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     printed = capsys.readouterr()
     assert stopped.value.code == 2
     assert printed.out == ""

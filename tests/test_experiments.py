@@ -1,25 +1,16 @@
-"""The damages and the calibration of benchmarks/experiments, against NumPy."""
+"""The damages and the calibration of the studies, against NumPy."""
 
 from __future__ import annotations
 
 import json
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "experiments"))
-
-import overview
-import paired
-import robustness
-import tune
-import width
-
-import train
+from experiments import train
+from experiments.studies import RESULTS, overview, paired, robustness, tune, width
 
 MNIST = width.CONDITIONS["batches of 512, MNIST"]
 RANDOM = np.random.default_rng(0)
@@ -126,7 +117,7 @@ def test_settings_are_ranked_by_seeds_then_budget_then_score() -> None:
 
 def test_every_setting_that_was_tried_is_accepted_by_train() -> None:
     """Lists of flags serve several optimizers, and `train.py` refuses those that do nothing."""
-    tried = json.loads(pathlib.Path(tune.__file__).with_name("tuning.json").read_text())
+    tried = json.loads((RESULTS / "tuning.json").read_text())
     flags = {
         (result["workload"], result["optimizer"]): [*result["settings"], "--data-dir", "x"]
         for result in tried

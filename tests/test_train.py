@@ -11,21 +11,25 @@ import jax
 import numpy as np
 import pytest
 
-import arguments as command_line
-import checkpoints
-import contestants
-import evaluation
-import logs
-import spectrum
-import train
-import workloads
+from experiments import train, workloads
 from experiments.data.cifar10 import RECORD
 from experiments.data.images import MNIST_FILES
+from experiments.harness import arguments as command_line
+from experiments.harness import checkpoints, contestants, evaluation, logs
+from experiments.harness.settings import (
+    DROPOUT,
+    INNER,
+    NETWORK,
+    PARTS,
+    SEQUENCES,
+    Settings,
+    override,
+)
 from experiments.io.errors import InputError, one_line_errors
-from settings import DROPOUT, INNER, NETWORK, PARTS, SEQUENCES, Settings, override
+from experiments.studies import solutions
 from test_datasets import idx_bytes
 
-SCRIPT = pathlib.Path(train.__file__)
+ROOT = pathlib.Path(__file__).parents[1]
 RANDOM = np.random.default_rng(0)
 SMALL = {
     "digits": "--width 8 --examples 128 --batch-size 16",
@@ -241,7 +245,7 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
     last, params = {}, {}
     for more in ([], ["--prune", "0.9"]):
         run = train.prepare(train.parse_arguments([*flags, *more]))
-        params[len(more)], last[len(more)] = spectrum.train_to_the_end(
+        params[len(more)], last[len(more)] = solutions.train_to_the_end(
             run.contestant, run.model, run.dataset, run.budget, 1
         )
     kernels = [np.array(w[0]) for w in jax.tree.leaves(params[0]) if w.ndim > 2]
@@ -397,7 +401,7 @@ def test_help_shows_what_applies_with_its_defaults(capsys):
 
 
 def test_the_command_itself(tmp_path):
-    command = [sys.executable, "-W", "error", str(SCRIPT), "digits", "--out", "out"]
+    command = [sys.executable, "-W", "error", "-m", "experiments.train", "digits", "--out", "out"]
     command += ["--inner-steps", "4"]
     done = subprocess.run(
         [*command, *SMALL["digits"].split(), *SHORT.split()],
@@ -405,7 +409,7 @@ def test_the_command_itself(tmp_path):
         text=True,
         cwd=tmp_path,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

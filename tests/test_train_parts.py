@@ -7,13 +7,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
-import contestants
-import evaluation
-import networks
-import settings
-import training
-import workloads
 from entropy_sgd_jax import entropy_sgd
+from experiments import workloads
+from experiments.harness import contestants, evaluation, networks, settings, training
 from experiments.io.dataset import Dataset
 
 RANDOM = np.random.default_rng(0)

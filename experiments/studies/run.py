@@ -1,10 +1,10 @@
 """The final runs: every workload, optimizer and variant, and the table of them all.
 
-    python benchmarks/experiments/run.py --data-dir DIR --workloads mnistfc lenet
-    python benchmarks/experiments/run.py --table
+    python -m experiments.studies.run --data-dir DIR --workloads mnistfc lenet
+    python -m experiments.studies.run --table
 
 Variants: "paper" takes the settings and the length of the paper, "short" its settings at the length
-of "tuned", which takes those that `tune.py` found. Each run is one command of `examples/train.py`,
+of "tuned", which takes those that `tune.py` found. Each run is one command of `experiments.train`,
 which goes on from its checkpoints; finished runs are skipped.
 Logs are copied to `logs/`, the table goes to `table.md`, a figure for each workload and variant
 beside it. Workloads run in the order given.
@@ -23,17 +23,13 @@ import sys
 from typing import Any, NamedTuple
 
 import numpy as np
-import paired
-import tune  # also finds the examples
 
-import logs
-import report
-import train
-import workloads
+from experiments import train, workloads
+from experiments.harness import logs, report
 from experiments.io import files
+from experiments.studies import RESULTS, paired, tune
 
 VARIANTS = ("paper", "short", "tuned")
-HERE, SCRIPT = pathlib.Path(__file__).parent, pathlib.Path(train.__file__)
 SEEDS = {"mnistfc": 5, "lenet": 5}  # else 3
 # Effective ones, where not the paper's.
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
@@ -61,14 +57,14 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
 
 def run(name: str, flags: list[str], options: argparse.Namespace) -> None:
     """Trains unless that is done, and keeps a copy of the log."""
-    kept, folder = HERE / "logs" / f"{name}.jsonl", options.work / name
+    kept, folder = RESULTS / "logs" / f"{name}.jsonl", options.work / name
     if kept.exists():
         print(f"{name}: kept in {kept.parent}, not run again", flush=True)
         return
     print(f"{name}: {' '.join(flags)}", flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(RESULTS.parents[1])}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *flags, "--out", str(folder)], env=environment
+        [sys.executable, "-m", "experiments.train", *flags, "--out", str(folder)], env=environment
     )
     if done.returncode == 0:
         kept.parent.mkdir(exist_ok=True)
@@ -97,7 +93,7 @@ class Finished(NamedTuple):
 
 def finished() -> list[list[Finished]]:
     """All runs, those of one workload and variant together."""
-    paths = sorted((HERE / "logs").glob("*.jsonl"))
+    paths = sorted((RESULTS / "logs").glob("*.jsonl"))
     groups = itertools.groupby(paths, key=lambda path: path.stem.rsplit("-", 1)[0])
     return [[read(path) for path in group] for _, group in groups]
 
@@ -140,7 +136,7 @@ def draw(groups: list[list[Finished]]) -> None:
     """A figure for each workload and variant."""
     for group in groups:
         workload, variant = group[0].configuration["workload"], group[0].variant
-        path = HERE / f"{workload}-{variant}.png"
+        path = RESULTS / f"{workload}-{variant}.png"
         curves = [run.curves for run in group]
         report.save_figure(curves, f"{workload}, {variant}", path, group[0].score)
 
@@ -152,7 +148,7 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["paper"])
     parser.add_argument("--seeds", type=int, help="default 5 on MNIST, 3 elsewhere")
-    parser.add_argument("--tuning", type=pathlib.Path, default=HERE / "tuning.json")
+    parser.add_argument("--tuning", type=pathlib.Path, default=RESULTS / "tuning.json")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--table", action="store_true", help="only the table and figures")
     options = parser.parse_args()
@@ -166,7 +162,7 @@ def main() -> None:
         if flags := command(workload, variant, optimizer, options):
             run(f"{workload}-{variant}-{optimizer}", flags, options)
     groups = finished()
-    files.write_whole(HERE / "table.md", table(groups))
+    files.write_whole(RESULTS / "table.md", table(groups))
     draw(groups)
 
 

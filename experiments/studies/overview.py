@@ -1,6 +1,6 @@
 """A figure of all tuned comparisons: each two-loop optimizer against the best baseline.
 
-    python benchmarks/experiments/overview.py
+    python -m experiments.studies.overview
 
 Reads the logs of `run.py` and the results of `width.py`, and draws `overview.png` beside them:
 a row for each task, a point for each optimizer, with the 95 % interval of its paired difference.
@@ -12,14 +12,12 @@ import json
 import pathlib
 
 import numpy as np
-import paired
-import run
 from matplotlib.figure import Figure
 
-import report
-import train
+from experiments import train
+from experiments.harness import report
+from experiments.studies import RESULTS, paired, run
 
-HERE = pathlib.Path(__file__).parent
 TITLES = {
     "mnistfc": "fully connected, MNIST",
     "lenet": "LeNet, MNIST",
@@ -44,7 +42,7 @@ def tasks() -> dict[str, dict[str, np.ndarray]]:
         for group in run.finished()
         if group[0].variant == "tuned"
     }
-    for condition, results in json.loads((HERE / "width.json").read_text()).items():
+    for condition, results in json.loads((RESULTS / "width.json").read_text()).items():
         title = condition if condition.endswith(("MNIST", "LeNet")) else f"{condition}, digits"
         found[title] = {
             train.NAMES[name]: np.array(own["test"])
@@ -104,4 +102,4 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(tasks(), HERE / "overview.png")
+    draw(tasks(), RESULTS / "overview.png")

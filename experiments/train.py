@@ -26,16 +26,11 @@ with one_line_errors("train.py"):
     import numpy as np
     from rich.console import Console
 
-    import contestants
-    import evaluation
-    import logs
-    import report
-    import settings
-    import training
-    import workloads
-    from arguments import in_use, parse_arguments
-    from checkpoints import Checkpoints
+    from experiments import workloads
     from experiments.data import download
+    from experiments.harness import contestants, evaluation, logs, report, settings, training
+    from experiments.harness.arguments import in_use, parse_arguments
+    from experiments.harness.checkpoints import Checkpoints
     from experiments.io.dataset import Dataset
     from experiments.io.files import made
 

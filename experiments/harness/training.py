@@ -20,8 +20,8 @@ import numpy as np
 import optax
 from jax import lax
 
-import evaluation
-from evaluation import Model, Params
+from experiments.harness import evaluation
+from experiments.harness.evaluation import Model, Params
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
 

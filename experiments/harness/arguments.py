@@ -8,11 +8,10 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import workloads
-from contestants import RECIPES
+from experiments import workloads
 from experiments.data import download
-from experiments.io.errors import InputError, OneLineParser
-from settings import (
+from experiments.harness.contestants import RECIPES
+from experiments.harness.settings import (
     CHARACTERS,
     FIELDS,
     FILES,
@@ -26,6 +25,7 @@ from settings import (
     positive,
     whole,
 )
+from experiments.io.errors import InputError, OneLineParser
 
 METAVARS = {
     positive: "N",

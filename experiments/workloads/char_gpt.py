@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from evaluation import Model
 from experiments.data.text import load_characters, windows
+from experiments.harness.evaluation import Model
+from experiments.harness.networks import dropout, pure, split
+from experiments.harness.settings import Settings
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
-from networks import dropout, pure, split
-from settings import Settings
-from workloads import Request, Workload, for_each_optimizer
+from experiments.workloads import Request, Workload, for_each_optimizer
 
 WIDTH, LAYERS, LENGTH, HEAD = 256, 6, 128, 32
 ALL_CHARACTERS = 1 << 30

@@ -6,13 +6,13 @@ says nothing; it is left out.
 
 from __future__ import annotations
 
-from evaluation import Model
 from experiments.data.text import load_characters, windows
+from experiments.harness.evaluation import Model
+from experiments.harness.networks import pure, torch_uniform
+from experiments.harness.settings import Settings
 from experiments.io.dataset import Dataset
-from networks import pure, torch_uniform
-from settings import Settings
-from workloads import Request, Workload, for_each_optimizer
-from workloads.ptb import Network
+from experiments.workloads import Request, Workload, for_each_optimizer
+from experiments.workloads.ptb import Network
 
 WIDTH, LAYERS = 128, 2  # text
 LENGTH = 50  # text: characters per training window

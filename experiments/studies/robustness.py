@@ -1,6 +1,6 @@
 """What width ought to buy: solutions under noise, pruning and rounding, agreement, calibration.
 
-    python benchmarks/experiments/robustness.py --data-dir DIR --workloads lenet mnistfc
+    python -m experiments.studies.robustness --data-dir DIR --workloads lenet mnistfc
 
 Trains each optimizer as `run.py` does for its variant "tuned", from the same seeds, and damages the
 weights of the solutions: all matrices and kernels, not biases and norms. BatchNorm's statistics are
@@ -21,24 +21,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paired
-import run as runs
-import tune  # also finds the examples
 from jax import lax
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from rich.progress import track
 
-import evaluation
-import report
-import train
-from evaluation import Model
+from experiments import train
+from experiments.harness import evaluation, report
+from experiments.harness.evaluation import Model
 from experiments.io import files
 from experiments.io.dataset import Dataset
 from experiments.io.errors import one_line_errors
-from spectrum import train_to_the_end
+from experiments.studies import RESULTS, paired, tune
+from experiments.studies import run as runs
+from experiments.studies.solutions import train_to_the_end
 
-HERE = pathlib.Path(__file__).parent
 DRAWS = 3  # of the noise, for each strength and seed
 OPTIMIZERS = list(tune.GRIDS["lenet"])
 BINS = 15  # of the calibration error
@@ -234,8 +231,8 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=("mnistfc", "lenet"), default=["lenet"])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     parser.add_argument("--seeds", type=int, help="default 5")
-    parser.add_argument("--tuning", type=pathlib.Path, default=HERE / "tuning.json")
-    parser.add_argument("--out", type=pathlib.Path, default=HERE / "robustness.json")
+    parser.add_argument("--tuning", type=pathlib.Path, default=RESULTS / "tuning.json")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "robustness.json")
     parser.add_argument("--table", action="store_true", help="only the tables and figures")
     parser.add_argument(
         "--skip", type=int, default=0, help="tables and figures without the first so many seeds"

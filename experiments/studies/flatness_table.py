@@ -1,6 +1,6 @@
 """How wide the valleys are in which SGD, Adam, SAM, Entropy-SGD and Parle end, side by side.
 
-    python examples/flatness_table.py
+    python -m experiments.studies.flatness_table
 
 Each trains a network of 8,970 weights on scikit-learn's 8×8 digits, from the same starts and with
 the same number of gradient evaluations. A table compares the Hessians at the ends, and a figure how
@@ -23,16 +23,16 @@ with one_line_errors("flatness_table.py"):
     from rich.progress import track
     from rich.table import Table
 
-    import contestants
-    import digits
     from entropy_sgd_jax import flatness
-    from evaluation import Model
     from experiments.data.images import load_digits
+    from experiments.harness import contestants
+    from experiments.harness.evaluation import Model
+    from experiments.harness.report import figure_path, mean_and_spread
+    from experiments.harness.settings import Settings, positive
+    from experiments.harness.training import Measurement
     from experiments.io.dataset import Dataset
-    from report import figure_path, mean_and_spread
-    from settings import Settings, positive
-    from spectrum import logits_of, loss_of, stacked_batches, train_to_the_end
-    from training import Measurement
+    from experiments.studies.solutions import logits_of, loss_of, stacked_batches, train_to_the_end
+    from experiments.workloads import digits
 
 COMMON = Settings(
     effective_epochs=100, batch_size=64, schedule="cosine", inner_schedule="cosine", momentum=0.9
@@ -137,7 +137,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     figure, dataset, console = figure_path(options.out), load_digits(), Console()
-    model, batches = digits.make_model((64, 64, 64, 10)), stacked_batches(dataset, EXAMPLES)
+    model, batches = digits.make_network((64, 64, 64, 10)), stacked_batches(dataset, EXAMPLES)
     results = {}
     for name in track(OPTIMIZERS, "measuring", console=console):
         params, measurement = train(name, model, dataset, options.seeds)

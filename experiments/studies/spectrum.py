@@ -1,7 +1,7 @@
 """The spectrum of the Hessian at a trained network: most of it is zero, a few eigenvalues are not.
 
-    python examples/spectrum.py
-    python examples/spectrum.py --dataset mnist --data-dir DIR
+    python -m experiments.studies.spectrum
+    python -m experiments.studies.spectrum --dataset mnist --data-dir DIR
 
 The first trains a network of 2,410 weights on scikit-learn's 8×8 digits and compares its whole
 spectrum with an estimate from a few hundred Hessian-vector products, in about a minute on two CPU
@@ -28,18 +28,13 @@ with one_line_errors("spectrum.py"):
     from rich.console import Console
     from rich.table import Table
 
-    import contestants
-    import digits
-    import evaluation
     from entropy_sgd_jax import flatness
-    from evaluation import Model
-    from experiments.io.dataset import Dataset
-    from networks import Conv, max_pool, pure
-    from report import figure_path
-    from settings import Settings, positive
-    from training import Budget, Contestant, Measurement, train
-
-BATCH = 256  # examples at once where the Hessian is taken
+    from experiments.harness import contestants
+    from experiments.harness.networks import Conv, max_pool, pure
+    from experiments.harness.report import figure_path
+    from experiments.harness.settings import Settings, positive
+    from experiments.studies.solutions import loss_of, stacked_batches, train_to_the_end
+    from experiments.workloads import digits
 
 
 class Task(NamedTuple):
@@ -84,50 +79,6 @@ class SmallLeNet(nnx.Module):
         return self.output(nnx.relu(self.hidden(features.reshape(len(images), -1))))
 
 
-class LastState:
-    """Keeps what `training.train` would write to a file, to get at the parameters."""
-
-    def restore(self, like: Any) -> None:
-        """Nothing to go on from."""
-
-    def save(self, step: int, tree: Any) -> None:
-        """The newest is the last."""
-        self.trained = tree
-
-
-def train_to_the_end(
-    contestant: Contestant, model: Model, dataset: Dataset, budget: Budget, seeds: int, **how: Any
-) -> tuple[Any, Measurement]:
-    """The parameters to evaluate, with a leading axis of seeds, and what is known of them; `how`
-    is what else `train` takes.
-    """
-    last = LastState()
-    for measurement in train(contestant, model, dataset, budget, seeds, last, **how):  # noqa: B007
-        pass
-    return jax.vmap(contestant.reported)(last.trained[0]), measurement
-
-
-def logits_of(model: Model, params: Any, batch: Any) -> jax.Array:
-    """As evaluated; these networks have no BatchNorm, so no statistics."""
-    statistics = model.statistics(params, evaluation.statistics_batches(batch[0]))
-    return model.logits(params, statistics, batch[0])
-
-
-def loss_of(model: Model) -> Any:
-    """Mean cross-entropy of a batch in nats, as a function of parameters and (images, labels)."""
-    return lambda params, batch: evaluation.cross_entropies(
-        logits_of(model, params, batch), batch[1]
-    ).mean()
-
-
-def stacked_batches(dataset: Dataset, examples: int) -> Any:
-    """The first training images and their labels."""
-    images, labels = jax.device_put(
-        (dataset.train_inputs[:examples], dataset.train_labels[:examples])
-    )
-    return images.reshape(-1, BATCH, *images.shape[1:]), labels.reshape(-1, BATCH)
-
-
 def results(
     size: int, test_error: float, density: flatness.SpectralDensity, eigenvalues: Any
 ) -> Table:
@@ -169,9 +120,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     figure = figure_path(options.out or f"spectrum_{options.dataset}.png")
-    task, dataset = TASKS[options.dataset], digits.load(options)
+    task, dataset = TASKS[options.dataset], digits.load_set(options.dataset, options.data_dir)
     on_digits = options.dataset == "digits"
-    model = digits.make_model((64, 32, 10)) if on_digits else pure(SmallLeNet)
+    model = digits.make_network((64, 32, 10)) if on_digits else pure(SmallLeNet)
     console = Console()
 
     adam = contestants.prepare("adam", task.training, len(dataset.train_labels), measurements=1)

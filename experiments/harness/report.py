@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments.harness.training import Budget, Contestant, Measurement, Model, train
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
-from training import Budget, Contestant, Measurement, Model, train
 
 FIGURE_TYPES = (".png", ".pdf", ".svg")
 

@@ -1,6 +1,6 @@
 """Turns a lossy copy of CIFAR-10, one AVIF mosaic for each batch, into the official binary files.
 
-    python benchmarks/experiments/cifar10_copy.py COPY OUT
+    python -m experiments.studies.cifar10_copy COPY OUT
 
 COPY has `data_batch_1.avif`, `data_batch_1_labels.npy` and so on. Results on them must be labelled
 "CIFAR-10, lossy copy". Needs Pillow 11.3 or newer.

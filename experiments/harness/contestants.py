@@ -15,9 +15,9 @@ import optax
 import optax.contrib
 
 from entropy_sgd_jax import diloco, entropy_adam, entropy_sgd, parle, scoping
+from experiments.harness.settings import Settings
+from experiments.harness.training import Budget, Contestant, make_budget
 from experiments.io.errors import InputError
-from settings import Settings
-from training import Budget, Contestant, make_budget
 
 ROUND = 20  # gradient evaluations per round of an optimizer without an inner loop; even, for SAM
 AXIS = "replicas"

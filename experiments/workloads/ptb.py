@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from evaluation import Model
 from experiments.data.text import load_ptb, windows
+from experiments.harness.evaluation import Model
+from experiments.harness.networks import LSTM, dropout, pure, split
+from experiments.harness.settings import Settings
 from experiments.io.dataset import Dataset
-from networks import LSTM, dropout, pure, split
-from settings import Settings
-from workloads import Request, Workload, for_each_optimizer
+from experiments.workloads import Request, Workload, for_each_optimizer
 
 WIDTH, LAYERS = 1500, 2  # text
 LENGTH = 35  # text: words per training window

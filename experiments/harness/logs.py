@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-import contestants
-import workloads
-from checkpoints import differences
+from experiments import workloads
+from experiments.harness import contestants
+from experiments.harness.checkpoints import differences
+from experiments.harness.training import Measurement
 from experiments.io.errors import InputError
 from experiments.io.files import write_whole
-from training import Measurement
 
 PACKAGES = ("entropy-sgd-jax", "jax", "jaxlib", "optax", "flax", "numpy")
 FILE = "metrics.jsonl"

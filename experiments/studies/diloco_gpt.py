@@ -1,7 +1,7 @@
 """A character GPT in 4 and 8 replicas that meet once in 20 gradients, beside data-parallel AdamW.
 
-    python examples/diloco_gpt.py --text shakespeare.txt
-    python examples/diloco_gpt.py --text shakespeare.txt --tune
+    python -m experiments.studies.diloco_gpt --text shakespeare.txt
+    python -m experiments.studies.diloco_gpt --text shakespeare.txt --tune
 
 The first trains all three at the same number of gradient evaluations on the same batches, prints a
 table and draws the loss against gradient evaluations and against bytes communicated. The second
@@ -35,9 +35,9 @@ with one_line_errors("diloco_gpt.py"):
 
     from entropy_sgd_jax import diloco
     from experiments.data.text import Text, load_characters
-    from report import figure_path, mean_and_spread, standard_error
-    from settings import positive
-    from workloads.char_gpt import Network
+    from experiments.harness.report import figure_path, mean_and_spread, standard_error
+    from experiments.harness.settings import positive
+    from experiments.workloads.char_gpt import Network
 
 LENGTH, WIDTH, LAYERS = 64, 96, 3  # symbols seen, width and number of blocks
 BATCH = 32  # windows in each gradient of all replicas together

@@ -10,9 +10,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from evaluation import Model
+from experiments.harness.evaluation import Model
+from experiments.harness.settings import Settings
 from experiments.io.dataset import Dataset
-from settings import Settings
 
 NAMES = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "char_lstm", "char_gpt")
 
@@ -76,4 +76,4 @@ def for_each_optimizer(common: dict[str, Any], **own: dict[str, Any]) -> dict[st
 
 def get(name: str) -> Workload:
     """The workload; its file is imported only now."""
-    return importlib.import_module(f"workloads.{name}").WORKLOAD
+    return importlib.import_module(f"experiments.workloads.{name}").WORKLOAD

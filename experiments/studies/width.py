@@ -1,7 +1,7 @@
 """Where width ought to pay: few examples, wrong labels, large batches, pruning.
 
-    python benchmarks/experiments/width.py
-    python benchmarks/experiments/width.py --data-dir DIR
+    python -m experiments.studies.width
+    python -m experiments.studies.width --data-dir DIR
 
 On the 8×8 digits, and with the folder of MNIST on 5,000 of its images and, to be pruned, with LeNet
 on all. Every optimizer gets 24 settings in every condition, judged by images held out from training
@@ -24,15 +24,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import paired
-import tune  # also finds the examples
 from rich.progress import Progress
 
-import report
-import train
+from experiments import train
+from experiments.harness import report
 from experiments.io import files
+from experiments.studies import RESULTS, paired, tune
 
-HERE = pathlib.Path(__file__).parent
 SEEDS, FINALISTS = 20, 3
 SCORE = report.SCORES["error"]
 
@@ -298,7 +296,7 @@ def row(condition: str, results: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/; without it, digits only")
-    data, path = parser.parse_args().data_dir, HERE / "width.json"
+    data, path = parser.parse_args().data_dir, RESULTS / "width.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     with Progress() as progress:
         for name, condition in CONDITIONS.items():
@@ -320,7 +318,7 @@ def main() -> None:
         for condition, results in known.items()
         if all("test" in results.get(optimizer, {}) for optimizer in CONDITIONS[condition].grids)
     )
-    files.write_whole(HERE / "width.md", table)
+    files.write_whole(RESULTS / "width.md", table)
     print(table)
 
 

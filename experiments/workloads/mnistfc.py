@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from evaluation import Model
 from experiments.data.images import read_mnist
+from experiments.harness.evaluation import Model
+from experiments.harness.networks import dropout, pure, split, torch_uniform
+from experiments.harness.settings import Settings
 from experiments.io.dataset import Dataset
-from networks import dropout, pure, split, torch_uniform
-from settings import Settings
-from workloads import Request, Workload, for_each_optimizer
+from experiments.workloads import Request, Workload, for_each_optimizer
 
 WIDTH = 1024  # text
 VALIDATION = 10_000  # ours: the last images of the training set

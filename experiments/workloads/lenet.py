@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from evaluation import Model
+from experiments.harness.evaluation import Model
+from experiments.harness.networks import Conv, dropout, max_pool, pure, split, torch_uniform
+from experiments.harness.settings import Settings
 from experiments.io.dataset import Dataset
-from networks import Conv, dropout, max_pool, pure, split, torch_uniform
-from settings import Settings
-from workloads import Workload, for_each_optimizer
-from workloads.mnistfc import ADAM, ENTROPY, PAPER, load
+from experiments.workloads import Workload, for_each_optimizer
+from experiments.workloads.mnistfc import ADAM, ENTROPY, PAPER, load
 
 CHUNK = 100  # images evaluated at once; three times as fast on a CPU as 2,000, by its cache
 WIDTH = 20  # text: channels of the first convolution; then 50 channels and 500 units

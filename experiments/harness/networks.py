@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from evaluation import CHUNK, Model
+from experiments.harness.evaluation import CHUNK, Model
 
 # Torch's default for weights: uniform within ±1/√fan_in. Biases start at zero here, which is ours.
 torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from evaluation import Model
 from experiments.data.cifar10 import load_cifar10, whiten
+from experiments.harness.evaluation import Model
+from experiments.harness.networks import Conv, dropout, pure, split, torch_uniform
+from experiments.harness.settings import Settings
 from experiments.io.dataset import Dataset
-from networks import Conv, dropout, pure, split, torch_uniform
-from settings import Settings
-from workloads import Request, Workload, for_each_optimizer
+from experiments.workloads import Request, Workload, for_each_optimizer
 
 WIDTH = 96  # text: channels of the first layers; then twice as many
 VALIDATION = 5_000  # ours: the last images of the training set
