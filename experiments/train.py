@@ -1,9 +1,9 @@
 """Trains one network with one optimizer: the paper's five experiments, digits and a small GPT.
 
-    python examples/train.py mnistfc --optimizer entropy_sgd --data-dir DIR --seeds 5
-    python examples/train.py char_lstm --optimizer adam --download --validation
-    python examples/train.py digits --optimizer sam --learning-rate 0.05 --rho 0.1
-    python examples/train.py digits --optimizer sam --help
+    python -m experiments.train mnistfc --optimizer entropy_sgd --data-dir DIR --seeds 5
+    python -m experiments.train char_lstm --optimizer adam --download --validation
+    python -m experiments.train digits --optimizer sam --learning-rate 0.05 --rho 0.1
+    python -m experiments.train digits --optimizer sam --help
 
 The folder that `--out` names gets `metrics.jsonl`, TensorBoard's files, `curves.png` and
 checkpoints. The same command goes on where it was stopped. All settings are the paper's for the
@@ -27,9 +27,9 @@ with one_line_errors("train.py"):
     from rich.console import Console
 
     from experiments import workloads
+    from experiments.arguments import in_use, parse_arguments
     from experiments.data import download
     from experiments.harness import contestants, evaluation, logs, report, settings, training
-    from experiments.harness.arguments import in_use, parse_arguments
     from experiments.harness.checkpoints import Checkpoints
     from experiments.io.dataset import Dataset
     from experiments.io.files import made

@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments import workloads
-from experiments.harness import contestants
+from experiments.harness import contestants, settings
 from experiments.harness.checkpoints import differences
 from experiments.harness.training import Measurement
 from experiments.io.errors import InputError
@@ -158,7 +157,7 @@ def _whole_lines(path: pathlib.Path) -> Iterator[str]:
 def _configuration(text: str) -> dict[str, Any]:
     """Checked as far as the rest is read and shown by it."""
     known = json.loads(text)["configuration"]
-    names = workloads.NAMES, contestants.RECIPES, ("test", "validation")
+    names = settings.WORKLOADS, contestants.RECIPES, ("test", "validation")
     for key, allowed in zip(("workload", "optimizer", "part"), names, strict=True):
         if known[key] not in allowed:
             raise ValueError(f"{key} {known[key]!r}")

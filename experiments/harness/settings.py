@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from experiments.io.errors import InputError, near
 
+WORKLOADS = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "char_lstm", "char_gpt")
 SCHEDULES = ("constant", "cosine", "step")
 OWN = "0 for the workload's own"
 
@@ -30,7 +31,7 @@ class Part(NamedTuple):
 
 
 TRAINING = Part("training")
-FILES = Part("data files", ("mnistfc", "lenet", "allcnn", "ptb", "char_lstm", "char_gpt"))
+FILES = Part("data files", WORKLOADS[1:])
 CHARACTERS = Part("text", ("char_lstm", "char_gpt"))
 NETWORK = Part("network")
 DROPOUT = Part("dropout", FILES.owners)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments.harness.evaluation import Model
-from experiments.harness.settings import Settings
+from experiments.harness.settings import WORKLOADS, Settings
 from experiments.io.dataset import Dataset
 
-NAMES = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "char_lstm", "char_gpt")
+NAMES = WORKLOADS
 
 
 class Request(NamedTuple):

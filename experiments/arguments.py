@@ -27,6 +27,7 @@ from experiments.harness.settings import (
 )
 from experiments.io.errors import InputError, OneLineParser
 
+PROGRAM = "python -m experiments.train"
 METAVARS = {
     positive: "N",
     whole: "N",
@@ -44,8 +45,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         if getattr(options, name) is not None and not part.is_of(*pair):
             raise InputError(
                 f"{as_flag(name)} does nothing for {pair[0]} with {pair[1]}: it is a flag of "
-                f"{', '.join(part.owners)}; train.py {pair[0]} --optimizer {pair[1]} --help "
-                "lists what applies"
+                f"{', '.join(part.owners)}; {PROGRAM} {pair[0]} --optimizer {pair[1]} --help lists "
+                "what applies"
             )
     return options
 
@@ -66,7 +67,7 @@ def make_parser(workload: str | None = None, optimizer: str = "entropy_sgd") -> 
     """With the flags and defaults of one workload and optimizer, or with all flags of all."""
     pairs = [(workload, optimizer)] if workload else [*itertools.product(workloads.NAMES, RECIPES)]
     parser = OneLineParser(
-        prog="train.py",
+        prog=PROGRAM,
         usage="%(prog)s WORKLOAD [--optimizer NAME] [flags]",
         description="Trains one network with one optimizer: the paper's five experiments, digits "
         "and a small GPT. Workload and optimizer before --help: what applies to them, and their "
