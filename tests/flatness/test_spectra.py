@@ -13,8 +13,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from entropy_sgd_jax import flatness
-from flatness_cases import Case, network, plain, quadratic, rotated
-from helpers import double_precision
+from tests.core.helpers import double_precision
+from tests.flatness.cases import Case, network, plain, quadratic, rotated
 
 KEYS = 200  # over which estimates and their errors are compared
 # The mean of KEYS squares of Student's t with 31 degrees of freedom is 31/29 ± 0.11: 4.5 of that.

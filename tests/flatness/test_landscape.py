@@ -14,8 +14,8 @@ import pytest
 from entropy_sgd_jax import flatness
 from entropy_sgd_jax.flatness import annealing
 from entropy_sgd_jax.flatness.data import DataSet
-from flatness_cases import network, plain, rotated
-from helpers import double_precision
+from tests.core.helpers import double_precision
+from tests.flatness.cases import network, plain, rotated
 
 KEYS = 200
 # The mean of KEYS squared z-scores, the squares of Student's t of 31 degrees of freedom or more:

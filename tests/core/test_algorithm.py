@@ -14,10 +14,10 @@ import numpy as np
 import optax
 import pytest
 
-import reference
 from entropy_sgd_jax import entropic, entropy_adam, entropy_sgd, scoping
-from recording import float64, record_noise
-from reference import SGD, Adam, Arrays, Momentum, OuterStep
+from tests.core import reference
+from tests.core.recording import float64, record_noise
+from tests.core.reference import SGD, Adam, Arrays, Momentum, OuterStep
 
 KEY = 5
 UPDATES = 4

@@ -17,7 +17,7 @@ import entropy_sgd_jax
 from entropy_sgd_jax import flatness
 from entropy_sgd_jax.flatness import plots
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [
     README,
@@ -61,7 +61,7 @@ def test_docstrings_are_set_as_they_are_meant(thing: Callable) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [README, ROOT / "examples/README.md", ROOT / "benchmarks/RESULTS.md"],
+    [README, ROOT / "examples/README.md", ROOT / "experiments/RESULTS.md"],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_links_inside_the_repository_lead_somewhere(page: pathlib.Path) -> None:

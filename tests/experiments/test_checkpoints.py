@@ -200,7 +200,7 @@ def test_another_tree_is_named(folder: pathlib.Path, tree: Any) -> None:
 
 def run(folder: pathlib.Path, devices: int, steps: int, pause: float = 0) -> subprocess.Popen[str]:
     settings = {
-        "PYTHONPATH": str(PROGRAM.parents[1]),
+        "PYTHONPATH": str(PROGRAM.parents[2]),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

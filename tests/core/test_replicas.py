@@ -14,8 +14,8 @@ import optax
 import pytest
 
 import entropy_sgd_jax as esj
-from helpers import double_precision, run_program
-from reference import SGD, Adam, Momentum
+from tests.core.helpers import double_precision, run_program
+from tests.core.reference import SGD, Adam, Momentum
 
 N, D, L, UPDATES = 3, 5, 4, 6  # replicas, parameters, Langevin steps, outer steps
 RANDOM = np.random.default_rng(0)
@@ -460,7 +460,7 @@ def test_streaming_synchronises_where_x_moves() -> None:
 
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="jax.shard_map came with JAX 0.6")
 def test_replicas_communicate_one_lth_of_data_parallel_sgd() -> None:
-    program = pathlib.Path(__file__).parents[1] / "benchmarks" / "communication.py"
+    program = pathlib.Path(__file__).parents[2] / "benchmarks" / "communication.py"
     records = [
         json.loads(line) for line in run_program(program).splitlines() if line.startswith("{")
     ]

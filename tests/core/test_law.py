@@ -22,7 +22,7 @@ import pytest
 from scipy import stats
 
 from entropy_sgd_jax import entropic
-from recording import record_noise
+from tests.core.recording import record_noise
 
 STANDARD_ERRORS = 5
 SAMPLES = 20_000

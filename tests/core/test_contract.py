@@ -22,7 +22,7 @@ from entropy_sgd_jax import (
     entropy_sgd,
     scoping,
 )
-from helpers import (
+from tests.core.helpers import (
     FACTORIES,
     MODES,
     Factory,

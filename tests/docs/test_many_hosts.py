@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-PROGRAM = pathlib.Path(__file__).parents[1] / "examples" / "many_hosts.py"
+PROGRAM = pathlib.Path(__file__).parents[2] / "examples" / "many_hosts.py"
 REPORT = r"(\d) processes, 4 devices: test error (\S+) %, sum of \|parameters\| (\S+)"
 
 

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from entropy_sgd_jax import anchor_params, entropic, entropic_diagnostics
-from helpers import (
+from tests.core.helpers import (
     MODES,
     assert_close,
     assert_finite,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from entropy_sgd_jax import flatness
 from entropy_sgd_jax.flatness import plots
-from flatness_cases import network, plain
+from tests.flatness.cases import network, plain
 
 NET = network(4, np.float32)
 OTHER = jax.tree.map(lambda leaf: 1.5 * leaf + 0.1, NET.params)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from entropy_sgd_jax import flatness
-from flatness_cases import network, plain
+from tests.flatness.cases import network, plain
 
 NET = network(5, np.float32)
 LOSS = plain(NET.loss)

@@ -27,9 +27,9 @@ from experiments.harness.settings import (
 )
 from experiments.io.errors import InputError, one_line_errors
 from experiments.studies import solutions
-from test_datasets import idx_bytes
+from tests.experiments.test_images import idx_bytes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 RANDOM = np.random.default_rng(0)
 SMALL = {
     "digits": "--width 8 --examples 128 --batch-size 16",

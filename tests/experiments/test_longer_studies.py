@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(folder: pathlib.Path, study: str, *arguments: str) -> subprocess.CompletedProcess[str]:

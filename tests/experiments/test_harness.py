@@ -1,11 +1,7 @@
-"""The examples' accounting, report and command line."""
+"""Accounting and reports of a training, and mistakes in one line."""
 
 import collections
-import os
-import pathlib
 import re
-import runpy
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -18,8 +14,6 @@ from experiments.harness import evaluation, report, training
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError, one_line_errors
 from experiments.workloads import digits
-
-SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "digits.py"
 
 # 41 rounds make 20 segments of two rounds and a last one of one.
 BUDGET = training.Budget(rounds=41, inner_steps=4, batch_size=5)
@@ -201,67 +195,9 @@ def test_figure_is_a_png(tmp_path, seeds):
     assert path.stat().st_size > 10_000
 
 
-def run_python(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "error", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
-    )
-
-
 def test_figure_of_a_run_without_errors_does_not_warn(tmp_path):
     curves = [curve._replace(test_error=0 * curve.test_error) for curve in example_curves(5)]
     report.save_figure(curves, "a title", tmp_path / "curves.png")
-
-
-def test_digits_trains_all_four_and_writes_the_figure(tmp_path):
-    figure = tmp_path / "curves.png"
-    options = ["--effective-epochs", "4", "--seeds", "2", "--out", str(figure)]
-    done = run_python(str(SCRIPT), *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "80 gradient evaluations" in done.stdout
-    rows = re.findall(
-        r"│ (\S.*?) +│ +([\d.]+) ± [\d.]+ │ +([\d.e+-]+) ± \S+ │ +([\d,]+) │", done.stdout
-    )
-    assert [row[0] for row in rows] == ["Nesterov SGD", "Adam", "Entropy-SGD", "Entropy-Adam"]
-    for _, error, loss, rate in rows:
-        assert 0 < float(error) < 80  # guessing makes 90 %
-        assert 0 < float(loss) < 2.3  # guessing makes log(10) = 2.303
-        assert int(rate.replace(",", "")) > 0
-    assert str(figure) in done.stdout
-    assert figure.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--seeds 0", "'0' given, a whole number of at least 1 expected"),
-        ("--seeds two", "'two' given"),
-        ("--effective-epochs -1", "argument --effective-epochs"),
-        ("--batch-size 0", "argument --batch-size"),
-        ("--batch-size 2000", "--batch-size 2000 is above the 1,280 training examples"),
-        ("--dataset cifar", "'cifar'"),
-        ("--dataset mnist", "needs --data-dir"),
-        ("--dataset mnist --data-dir nowhere", "there is no folder nowhere"),
-        ("--out curves.txt", "must end in one of .png"),
-        ("--out nowhere/curves.png", "cannot write there"),
-        ("--colour blue", "--colour"),
-    ],
-)
-def test_a_bad_argument_gives_one_line_and_exit_code_2(options, message, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["digits.py", *options.split()])
-    with pytest.raises(SystemExit) as stopped, one_line_errors("digits.py"):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    printed = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    assert printed.err.startswith("digits.py: error: ")
-    assert message in printed.err
 
 
 @pytest.mark.parametrize(
@@ -285,16 +221,3 @@ def test_our_own_mistakes_keep_their_traceback():
         import no_such_module  # noqa: F401
     with pytest.raises(ZeroDivisionError), one_line_errors("digits.py"):
         _ = 1 / 0
-
-
-def test_the_imports_of_the_script_are_guarded(tmp_path):
-    program = f"""
-import runpy, sys
-sys.modules["matplotlib"] = None  # as if it were not installed
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
-"""
-    done = run_python("-c", program, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "matplotlib is not installed" in done.stderr

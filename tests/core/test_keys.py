@@ -15,7 +15,7 @@ import pytest
 
 from entropy_sgd_jax import EntropicState, anchor_params, entropy_sgd
 from entropy_sgd_jax import _noise as noise
-from helpers import (
+from tests.core.helpers import (
     MODES,
     assert_close,
     assert_same,

@@ -23,7 +23,7 @@ from entropy_sgd_jax import (
     entropy_sgd,
     scoping,
 )
-from helpers import FACTORIES, gradient, partition
+from tests.core.helpers import FACTORIES, gradient, partition
 
 L = 3
 PARAMS = {"w": jnp.ones(2), "b": jnp.zeros(())}

@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import pytest
 
-import double_well
 from entropy_sgd_jax import entropic
 
 STANDARD_ERRORS = 5
@@ -195,33 +194,3 @@ def test_double_well_in_two_dimensions() -> None:
     assert np.all(np.abs(fine - exact) < 0.02 + STANDARD_ERRORS * error)
     assert np.linalg.norm(fine - exact) < 0.3 * np.linalg.norm(coarse - exact)
     assert np.linalg.norm(fine - exact) < 0.3 * np.linalg.norm(grad(X_2D) - exact)
-
-
-# The picture of the project.
-
-
-def test_entropy_sgd_leaves_the_sharp_valley_for_the_wide_one() -> None:
-    """From starts where SGD, with as many gradients, stops in the sharp one: the deeper."""
-    x = np.linspace(-2, 2, 4001)
-    loss = np.asarray(double_well.loss(x))
-    wide, sharp = x[np.argmin(np.where(x < 0, loss, np.inf))], x[np.argmin(loss)]
-    assert wide < 0 < sharp
-
-    sgd = np.asarray(double_well.run_sgd(jnp.asarray(double_well.STARTS)))
-    np.testing.assert_allclose(sgd[-1], sharp, atol=0.01)
-    starts = np.tile(double_well.STARTS, 20)
-    ends = np.asarray(double_well.run_entropy_sgd(jnp.asarray(starts)))[-1]
-    assert np.mean(np.abs(ends - wide) < 0.3) > 0.98
-    assert np.all(np.abs(ends[: double_well.STARTS.size] - wide) < 0.3)  # those in the picture
-
-
-def test_the_picture_shows_the_local_entropy() -> None:
-    """Its curve by quadrature: the gradient is γ (x − ⟨x′⟩), and a high scope gives the loss."""
-    x = jnp.linspace(-2, 2, 9)
-    slope = jax.jit(jax.grad(lambda x, scope: double_well.negative_local_entropy(x, scope).sum()))
-    for scope in (1.0, 30.0):
-        exact = [exact_gradient(double_well.loss, np.array([point]), scope)[0] for point in x]
-        np.testing.assert_allclose(slope(x, scope), exact, atol=2e-3)
-    np.testing.assert_allclose(
-        double_well.negative_local_entropy(x, 1e4), double_well.loss(x), atol=0.02
-    )

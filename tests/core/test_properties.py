@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entropy_sgd_jax import anchor_params, entropy_adam, entropy_sgd
-from helpers import assert_finite, layout, training
+from tests.core.helpers import assert_finite, layout, training
 
 L, T = 3, 2
 
