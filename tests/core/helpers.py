@@ -1,4 +1,4 @@
-"""What the tests of the core share: one way to drive every mode, and names that move between versions.
+"""What the tests of the core share: every mode driven alike, and names that move between versions.
 
 The loss is a paraboloid around the batch, which is a scalar: its gradient is leaf - batch, for a
 tree of any shape.
