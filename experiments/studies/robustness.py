@@ -225,7 +225,7 @@ def draw(results: dict[str, dict[str, Any]], title: str, path: pathlib.Path) -> 
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/")
     parser.add_argument("--workloads", nargs="+", choices=("mnistfc", "lenet"), default=["lenet"])
@@ -235,7 +235,10 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "robustness.json")
     parser.add_argument("--table", action="store_true", help="only the tables and figures")
     parser.add_argument(
-        "--skip", type=int, default=0, help="tables and figures without the first so many seeds"
+        "--skip",
+        type=int,
+        default=0,
+        help="tables and figures without this many of the first seeds",
     )
     options = parser.parse_args()
     if options.data_dir is None and not options.table:
@@ -243,35 +246,52 @@ def main() -> None:
     if options.seeds is not None and options.seeds < 2:
         parser.error(f"--seeds {options.seeds}: at least 2, whose answers are compared")
     path = options.out
-    known = json.loads(path.read_text()) if path.exists() else {}
-    kept = {len(own["test error"]) for results in known.values() for own in results.values()}
+    options.known = json.loads(path.read_text()) if path.exists() else {}
+    every = (own for results in options.known.values() for own in results.values())
+    kept = {len(own["test error"]) for own in every}
     wanted = kept if options.table else {options.seeds or 5}
     if kept - wanted:
         parser.error(f"--seeds {min(wanted)}: {path} has {min(kept)}; give that, or another --out")
     if wanted and not 0 <= options.skip <= min(wanted) - 2:
         parser.error(f"--skip {options.skip}: 0 to {min(wanted) - 2} allowed, to leave two seeds")
-    todo = [] if options.table else itertools.product(options.workloads, options.optimizers)
-    for workload, optimizer in track(list(todo), "training"):
-        done = known.setdefault(workload, {})
+    return options
+
+
+def train_all(options: argparse.Namespace) -> None:
+    """All that is not known yet; written down at once."""
+    todo = list(itertools.product(options.workloads, options.optimizers))
+    for workload, optimizer in track(todo, "training"):
+        done = options.known.setdefault(workload, {})
         if optimizer not in done:
             flags = runs.command(workload, "tuned", optimizer, options)
             done[optimizer] = compete([*flags, "--measurements", "1"])
-            files.write_whole(path, json.dumps(known, indent=1) + "\n")
-    parts = []
-    for workload, everything in known.items():
-        results = {
-            optimizer: {name: seeds[options.skip :] for name, seeds in values.items()}
-            for optimizer, values in everything.items()
-        }
-        seeds = len(next(iter(results.values()))["test error"])
-        title = f"{workload}, mean and standard error over {seeds} seeds"
-        parts += [title, table(results)]
-        if not options.skip:  # each value is of one seed with all others, the first ones too
-            parts.append(agreements(results))
-        if "entropy_sgd" in results:
-            parts += ["Differences with their 95 % intervals", comparison(results)]
-        draw(results, title, path.with_name(f"{workload}-{path.stem}.png"))
-    files.write_whole(path.with_suffix(".md"), "\n\n".join(parts))
+            files.write_whole(options.out, json.dumps(options.known, indent=1) + "\n")
+
+
+def tell(workload: str, everything: dict[str, Any], skip: int, path: pathlib.Path) -> list[str]:
+    """The tables of a workload; its figure goes beside `path`."""
+    results = {
+        optimizer: {name: seeds[skip:] for name, seeds in values.items()}
+        for optimizer, values in everything.items()
+    }
+    seeds = len(next(iter(results.values()))["test error"])
+    title = f"{workload}, mean and standard error over {seeds} seeds"
+    draw(results, title, path.with_name(f"{workload}-{path.stem}.png"))
+    parts = [title, table(results)]
+    if not skip:  # each value is of one seed with all others, the first ones too
+        parts.append(agreements(results))
+    if "entropy_sgd" in results:
+        parts += ["Differences with their 95 % intervals", comparison(results)]
+    return parts
+
+
+def main() -> None:
+    options = parse_arguments()
+    if not options.table:
+        train_all(options)
+    told = [tell(name, own, options.skip, options.out) for name, own in options.known.items()]
+    parts = list(itertools.chain(*told))
+    files.write_whole(options.out.with_suffix(".md"), "\n\n".join(parts))
     print("\n".join(parts))
 
 
