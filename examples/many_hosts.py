@@ -19,7 +19,7 @@ import subprocess
 import sys
 from typing import Any
 
-from errors import InputError, OneLineParser, one_line_errors
+from experiments.io.errors import InputError, OneLineParser, one_line_errors
 
 with one_line_errors("many_hosts.py"):
     import jax
@@ -28,9 +28,9 @@ with one_line_errors("many_hosts.py"):
     import optax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from checkpoints import Checkpoints
-    from datasets import load_digits
     from entropy_sgd_jax import entropy_sgd
+    from experiments.data.images import load_digits
+    from experiments.harness.checkpoints import Checkpoints
 
 DEVICES = 4  # in all, where the processes are started from here
 INNER_STEPS, BATCH_SIZE, UPDATES, SAVE_EVERY = 10, 64, 60, 20
