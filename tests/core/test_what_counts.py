@@ -15,7 +15,7 @@ import optax.contrib
 import pytest
 
 from entropy_sgd_jax import anchor_params, diloco, entropic, entropic_diagnostics
-from helpers import MODES, assert_finite, assert_same, double_precision, outer_step
+from tests.core.helpers import MODES, assert_finite, assert_same, double_precision, outer_step
 
 T, L, BAD = 4, 4, 1  # outer steps, Langevin steps, the outer step that goes wrong
 RATE, SCOPE, AVERAGING = 0.05, 0.3, 0.6

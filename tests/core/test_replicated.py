@@ -8,7 +8,7 @@ import pathlib
 import jax
 import pytest
 
-from helpers import run_program
+from tests.core.helpers import run_program
 
 
 @pytest.mark.skipif(not hasattr(jax.lax, "pcast"), reason="jax.lax.pcast came with JAX 0.7")

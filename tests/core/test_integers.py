@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from entropy_sgd_jax import anchor_params, average_over_replicas, diloco
-from helpers import assert_finite, outer_step
+from tests.core.helpers import assert_finite, outer_step
 
 N, SIZE, BLOCK = 4, 1000, 64
 RANDOM = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from entropy_sgd_jax._langevin import langevin_step
-from helpers import double_precision
+from tests.core.helpers import double_precision
 
 RANDOM = np.random.default_rng(0)
 SHAPE = (3, 4)

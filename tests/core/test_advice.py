@@ -15,7 +15,7 @@ import pytest
 
 import entropy_sgd_jax as esj
 from entropy_sgd_jax import diloco, entropic, entropy_adam, entropy_sgd, parle, scoping
-from helpers import MODES, assert_same, build, gradient, outer_step, rows
+from tests.core.helpers import MODES, assert_same, build, gradient, outer_step, rows
 
 L = 3
 PARAMS = {"w": jnp.ones(2), "b": jnp.zeros(())}
