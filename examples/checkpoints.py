@@ -148,7 +148,7 @@ class Checkpoints:
         except CheckpointError:
             self._drop_writer()
             if jax.process_index() == 0:
-                for part in self._folder.path.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}"):
+                for part in self._folder.path.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
                     shutil.rmtree(part, ignore_errors=True)
             raise
 
@@ -239,7 +239,7 @@ def _verify(step: int, found: np.ndarray, expected: np.ndarray) -> None:
         warnings.warn(
             f"checkpoint {step} is of an earlier version, which did not write down the step: its "
             "arrays are whole, and the name of its folder is trusted",
-            stacklevel=2,
+            stacklevel=4,
         )
     elif found[0] != expected[0]:
         raise ValueError(f"it holds step {found[0]}")

@@ -480,7 +480,7 @@ def test_a_full_disk_is_told_in_one_line_and_can_be_mended(
             checkpoints.save(1, small)
             with pytest.raises(DiskError, match=rf"^cannot write a checkpoint to \S+: {what}\. "):
                 checkpoints.save(2, large), checkpoints.close()  # it may take until then
-            assert listing(tmp_path) & {"1", "2", "2.orbax-checkpoint-tmp"} == {"1"}
+            assert {path.name for path in tmp_path.glob("[12]*")} == {"1"}
         with Checkpoints(tmp_path, CONFIGURATION) as checkpoints:
             checkpoints.save(2, small + 1)
             found = checkpoints.restore(small)
@@ -529,7 +529,8 @@ def start(
     """As many processes, which share these devices."""
     settings = {
         "PYTHONPATH": str(PROGRAM.parents[1] / "examples"),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes} "
+        "--xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -569,7 +570,7 @@ def newest(folder: pathlib.Path) -> int:
 
 
 def being_written(folder: pathlib.Path) -> bool:
-    return any(folder.glob("*.orbax-checkpoint-tmp"))
+    return any(folder.glob("*.orbax-checkpoint-tmp*"))
 
 
 def wait_until(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None:
