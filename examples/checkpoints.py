@@ -137,8 +137,8 @@ class Checkpoints:
             try:
                 return action(*arguments, **options)
             except Exception as error:
-                kind = DiskError if system_error(error) else CheckpointError
-                raise kind(
+                what = DiskError if system_error(error) else CheckpointError
+                raise what(
                     f"cannot write a checkpoint to {self._folder.path}: {reason(error)}. Mend "
                     "that and give the same command; it goes on from the one before"
                 ) from error
