@@ -28,9 +28,9 @@ with one_line_errors("train.py"):
 
     from experiments import workloads
     from experiments.arguments import in_use, parse_arguments
+    from experiments.checkpoints import Checkpoints
     from experiments.data import download
     from experiments.harness import contestants, evaluation, logs, report, settings, training
-    from experiments.harness.checkpoints import Checkpoints
     from experiments.io.dataset import Dataset
     from experiments.io.files import made
 

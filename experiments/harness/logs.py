@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from experiments.checkpoints import differences
 from experiments.harness import contestants, settings
-from experiments.harness.checkpoints import differences
 from experiments.harness.training import Measurement
 from experiments.io.errors import InputError
 from experiments.io.files import write_whole

@@ -1,9 +1,10 @@
-"""A run with checkpoints that a test kills and starts again: FOLDER STEPS PAUSE.
+"""A run with checkpoints that a test kills and starts again: FOLDER STEPS PAUSE [PLACE].
 
 Trains a small network in scan and in streaming mode, on one device and with parameters split over
-several, all side by side, one update of each at every step, and a pause of so many seconds. Prints
-"training" when it starts to, and at the end a digest of every bit that it holds, and the sum of all
-parameters.
+several, all side by side, one update of each at every step, and a pause of this many seconds.
+Prints "training" when it starts to, and at the end a digest of every bit that it holds, and the sum
+of all parameters. PLACE is address, count and rank, if it is one of several processes; these hold
+only what is split over the devices of all.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from entropy_sgd_jax import entropy_adam, entropy_sgd
-from experiments.harness.checkpoints import Checkpoints
+from experiments.checkpoints import Checkpoints
+
+if PLACE := sys.argv[4:]:  # before anything is computed
+    jax.distributed.initialize(PLACE[0], int(PLACE[1]), int(PLACE[2]))
 
 L, WIDTH, SAVE_EVERY = 4, 64, 3  # so that checkpoints lie within the cycles of streaming mode
 
@@ -50,21 +55,25 @@ def advance(tx: Any, index: jax.Array, params: Any, state: Any) -> Any:
 
 def start(tx: Any, split: bool) -> Any:
     """Parameters and state on the first device, or split over all of them."""
-    params = {"w": jnp.eye(WIDTH), "v": jnp.full(WIDTH, jnp.float32(0.1))}
     mesh = Mesh(np.array(jax.devices() if split else jax.devices()[:1]), "d")
 
-    def put(leaf: jax.Array) -> jax.Array:
-        spec = PartitionSpec("d") if leaf.shape[:1] == (WIDTH,) else PartitionSpec()
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+    def make() -> Any:
+        params = {"w": jnp.eye(WIDTH), "v": jnp.full(WIDTH, jnp.float32(0.1))}
+        return params, tx.init(params)
 
-    return jax.tree.map(put, (params, tx.init(params)))
+    def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        spec = PartitionSpec("d") if leaf.shape[:1] == (WIDTH,) else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return jax.jit(make, out_shardings=jax.tree.map(place, jax.eval_shape(make)))()
 
 
 def digest(runs: Any) -> str:
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(runs):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        found.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
+        leaf = jax.random.key_data(leaf) if is_key else leaf
+        found.update(multihost_utils.process_allgather(leaf, tiled=True).tobytes())
     return found.hexdigest()
 
 
@@ -72,7 +81,7 @@ def main() -> None:
     folder, steps, pause = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     runs, step = {}, {}
     for mode, tx in [("scan", SCAN), ("streaming", STREAMING)]:
-        for split in (False, True):
+        for split in (True,) if PLACE else (False, True):
             name = f"{mode}, {'split' if split else 'whole'}"
             runs[name] = start(tx, split)
             # The same shardings out as in: else XLA chooses, and a resumed run would sum the same

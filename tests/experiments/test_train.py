@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from experiments import arguments as command_line
-from experiments import train, workloads
+from experiments import checkpoints, train, workloads
 from experiments.data.cifar10 import RECORD
 from experiments.data.images import MNIST_FILES
-from experiments.harness import checkpoints, contestants, evaluation, logs
+from experiments.harness import contestants, evaluation, logs
 from experiments.harness.settings import (
     DROPOUT,
     INNER,
