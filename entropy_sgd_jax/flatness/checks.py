@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax import noise as noise_lib
+
+
+_INT32 = 2**31 - 1  # the largest count
 
 
 @contextlib.contextmanager
@@ -59,33 +62,57 @@ def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
         known = low - 1
     if not low <= known <= high:
         raise ValueError(
-            f"`{name}` must be a static integer in [{low}, {high}]; got {value!r}. {advice}"
+            f"`{name}` must be a static integer in [{low}, {high}]; got {_shown(value)}. {advice}"
         )
+    if known > _INT32:
+        raise ValueError(f"`{name}` must be at most {_INT32}; got {_shown(value)}. {advice}")
     return known
 
 
+def _shown(value: Any) -> str:
+    """Its repr, unless it is an integer of hundreds of digits, of which Python refuses some."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
+
+
 def positive(
-    name: str, value: Any, advice: str, *, zero: bool = False, scalar: bool = True
-) -> chex.Array:
+    name: str, value: Any, advice: str, dtype: Any, *, zero: bool = False, scalar: bool = True
+) -> jax.Array:
     """Returns `value` as an array; raises ValueError unless it is a finite number above zero.
 
-    With `zero`, zero itself is allowed too; without `scalar`, an array of such numbers.
+    It must be one in `dtype` too. With `zero`, zero itself is allowed; without `scalar`, an array
+    of such numbers.
     """
     try:
         known = np.asarray(value, np.float64)
     except jax.errors.TracerArrayConversionError:
         known = np.ones(jnp.shape(value))  # its numbers are not known yet
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         known = np.array(np.nan)
-    in_range = (np.isfinite(known) & ((known >= 0) if zero else (known > 0))).all()
+    limits = jnp.finfo(dtype)
+    least = np.where(known == 0, 0, float(limits.tiny)) if zero else float(limits.tiny)
+    in_range = ((known >= least) & (known <= float(limits.max))).all()
     if not in_range or (scalar and known.ndim):
         kind = "a number" if scalar else "a number, or an array of numbers,"
         raise ValueError(
-            f"`{name}` must be {kind} in {'[' if zero else '('}0, inf); got {value!r}. {advice}"
+            f"`{name}` must be {kind} in {'[' if zero else '('}0, inf); got {_shown(value)}. "
+            f"{advice} In {limits.dtype} it must be from {limits.tiny:.2g} to {limits.max:.2g}."
         )
-    return jnp.asarray(value)
+    return jnp.asarray(value, dtype)
 
 
-def key(value: Any) -> chex.PRNGKey:
+def warn_where(wrong: jax.Array, message: str) -> None:
+    """Warns if any of `wrong` holds, unless that is not known yet, under `jax.jit`."""
+    if not isinstance(wrong, jax.core.Tracer) and bool(wrong.any()):
+        warnings.warn(message, stacklevel=3)
+
+
+def key(value: Any) -> jax.Array:
     """A typed key from an int, a typed key or a legacy one; raises ValueError for anything else."""
-    return noise_lib.typed_key(_checks.key(value))
+    try:
+        return noise_lib.typed_key(_checks.key(value))
+    except OverflowError:
+        raise ValueError(
+            f"`key` must be a seed of at most 64 bits; got {_shown(value)}. Pass for example key=0."
+        ) from None
