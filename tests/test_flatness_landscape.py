@@ -273,11 +273,11 @@ def test_gradient_is_the_pull_of_the_chains() -> None:
 
     @jax.jit
     def pull(x: Any) -> Any:
-        end, start, _ = integrate(
+        end, axes, start, _ = integrate(
             double_well, x, data, jnp.asarray(scope), jnp.asarray(1.0), chains, 64,
             jax.random.key(0),
         )  # fmt: skip
-        offsets = jax.vmap(start.place)(end.point)[0][:chains, 0]
+        offsets = jax.vmap(lambda point: axes.join(start.place(point)))(end.point)[:chains]
         return scope * jnp.average(offsets, weights=jnp.exp(-end.work))
 
     entropy = jax.jit(entropy)

@@ -16,7 +16,6 @@ import numpy as np
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax import noise as noise_lib
 
-
 _INT32 = 2**31 - 1  # the largest count
 
 
@@ -111,7 +110,8 @@ def warn_where(wrong: jax.Array, message: str) -> None:
 def key(value: Any) -> jax.Array:
     """A typed key from an int, a typed key or a legacy one; raises ValueError for anything else."""
     try:
-        return noise_lib.typed_key(_checks.key(value))
+        typed: jax.Array = noise_lib.typed_key(_checks.key(value))
+        return typed
     except OverflowError:
         raise ValueError(
             f"`key` must be a seed of at most 64 bits; got {_shown(value)}. Pass for example key=0."

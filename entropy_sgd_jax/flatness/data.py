@@ -119,9 +119,7 @@ class DataSet:
 
 def _zeros(shapes: Any) -> tuple[Any, jax.Array]:
     """No sum and no weight yet."""
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, vectors.dtype_of(leaf)), shapes
-    )
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, vectors.dtype_of(leaf)), shapes)
     return zeros, jnp.zeros(())
 
 
@@ -146,11 +144,11 @@ def _check_sizes(sizes: jax.Array) -> None:
     """Raises ValueError unless all are at least 0, and one is more, as far as it is known."""
     if isinstance(sizes, jax.core.Tracer):
         return
-    sizes = np.asarray(sizes)
-    if not ((sizes >= 0).all() and sizes.any()):
+    known = np.asarray(sizes)
+    if not ((known >= 0).all() and known.any()):
         raise ValueError(
             "`batch_size` must return finite numbers of at least 0, and more for some batch; got "
-            f"{sizes}. Return how many examples of a batch count."
+            f"{known}. Return how many examples of a batch count."
         )
 
 

@@ -88,7 +88,8 @@ def exact_spectrum(
             matrix = jax.block_until_ready(fill(i, matrix))  # else the bar would run ahead
     else:
         matrix = data.loop(0, blocks, fill, matrix)
-    return _eigenvalues(matrix)
+    eigenvalues: jax.Array = _eigenvalues(matrix)
+    return eigenvalues
 
 
 def _filler(
@@ -105,12 +106,14 @@ def _filler(
     @functools.partial(jax.jit, donate_argnums=0)
     def insert(matrix: jax.Array, images: Any, first: Any) -> jax.Array:
         rows = jax.vmap(lambda image: ravel_pytree(image)[0])(images)
-        return lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
+        filled: jax.Array = lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
+        return filled
 
     def fill(number: Any, matrix: jax.Array) -> jax.Array:
         # The last block reaches back where the rows left are fewer than a block.
         first = jnp.minimum(number * block, count - block)
-        return insert(matrix, block_product(unit_vectors(first)), first)
+        filled: jax.Array = insert(matrix, block_product(unit_vectors(first)), first)
+        return filled
 
     return fill
 
@@ -119,7 +122,8 @@ def _filler(
 def _eigenvalues(matrix: jax.Array) -> jax.Array:
     """Of the symmetric part, which JAX takes by default: the two halves differ by rounding."""
     unit = vectors.binary_scale(jnp.max(jnp.abs(matrix)))
-    return jnp.linalg.eigvalsh(matrix / unit) * unit
+    eigenvalues: jax.Array = jnp.linalg.eigvalsh(matrix / unit) * unit
+    return eigenvalues
 
 
 def _is_traced(tree: Any) -> bool:

@@ -60,7 +60,8 @@ class Gaussian(NamedTuple):
 
     def place(self, point: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         """The coordinates of a point that is given in units of the widths, from the mean."""
-        return vectors.add_scaled(self.mean, 1, self.in_units(point))
+        moved: tuple[jax.Array, Any] = vectors.add_scaled(self.mean, 1, self.in_units(point))
+        return moved
 
     def in_units(self, gradient: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         """A gradient in the coordinates, as one in units of the widths."""
@@ -135,10 +136,8 @@ def _refined(
     count = sum(leaf[0].size for leaf in jax.tree.leaves(points))
     varied = ~(jnp.nanmax(known) - least < _TOO_MUCH + 10 * count**0.5)
     gradient = _finite(search.found.in_units(gradient))
-    parts = [
-        _refined_part(*part, scope, varied, pooled)
-        for *part, pooled in zip(points, gradient, *search.found, (False, True), strict=True)
-    ]
+    columns = zip(points, gradient, *search.found, (False, True), strict=True)
+    parts = [_refined_part(*column, scope, varied) for column in columns]
     mean, precision, settled = zip(*parts, strict=True)
     found = Gaussian(mean, precision)
     return _Search(found, jnp.nan_to_num(least), settled[0] & settled[1], search.rounds + 1)
@@ -149,9 +148,9 @@ def _refined_part(
     gradient: Any,
     mean: Any,
     precision: jax.Array,
+    pooled: bool,
     scope: jax.Array,
     varied: jax.Array,
-    pooled: bool,
 ) -> tuple[Any, jax.Array, Any]:
     """Mean, precision, and whether they are settled, from the gradients at the points.
 
@@ -192,7 +191,8 @@ def _refined_part(
 
 
 def _root_mean_square(tree: Any) -> jax.Array:
-    return vectors.norm(tree) / sum(leaf.size for leaf in jax.tree.leaves(tree)) ** 0.5
+    count: int = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return vectors.norm(tree) / jnp.sqrt(count)
 
 
 def _finite(tree: Any) -> Any:

@@ -78,7 +78,8 @@ def local_energy(
         def at(strength: jax.Array) -> jax.Array:
             return loss(vectors.add_scaled(params, strength, direction), batch)
 
-        return lax.map(at, strengths)
+        values: jax.Array = lax.map(at, strengths)
+        return values
 
     mean = data.mean(losses)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -88,7 +89,8 @@ def local_energy(
         direction = vectors.draw(jax.random.normal, keys[number], params)
         if multiplicative:
             direction = jax.tree.map(lambda z, w: z * w.astype(z.dtype), direction, params)
-        return mean(params, direction, strengths) - here
+        rise: jax.Array = mean(params, direction, strengths) - here
+        return rise
 
     rises = data.samples(num_samples, sample, jnp.zeros(strengths.shape, here.dtype))
     value, error = estimates.of_samples(rises.reshape(num_samples, *strength.shape))
@@ -161,4 +163,5 @@ def sharpness(
 
     here, gradient = value_and_grad(params)
     _, highest = data.loop(0, num_steps, step, (gradient, here))
-    return highest - here
+    rise: jax.Array = highest - here
+    return rise

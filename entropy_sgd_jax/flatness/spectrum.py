@@ -48,7 +48,6 @@ def hessian_trace(
       ValueError: for arguments out of range, parameters or batches of another form.
 
     >>> import jax.numpy as jnp
-from jax.typing import ArrayLike
     >>> from entropy_sgd_jax.flatness import hessian_trace
     >>> trace = hessian_trace(lambda params, batch: jnp.sum(params**2), jnp.ones(5), [None])
     >>> print(f"{trace.value} ± {trace.standard_error}")
@@ -90,7 +89,6 @@ class SpectralDensity(NamedTuple):
           function: of an array of eigenvalues, elementwise; further axes may follow its shape.
 
         >>> import jax.numpy as jnp
-from jax.typing import ArrayLike
         >>> from entropy_sgd_jax.flatness import spectral_density
         >>> loss = lambda params, batch: 0.5 * jnp.sum(jnp.array([0.0, 0.0, 0.0, 2.0]) * params**2)
         >>> density = spectral_density(loss, jnp.ones(4), [None])
@@ -122,7 +120,8 @@ from jax.typing import ArrayLike
 
         def kernel(nodes: jax.Array) -> jax.Array:
             distance = (grid - nodes[..., None]) / width  # SciPy's density squares the width
-            return jnp.exp(-0.5 * distance**2) / (width * (2 * jnp.pi) ** 0.5)
+            values: jax.Array = jnp.exp(-0.5 * distance**2) / (width * (2 * jnp.pi) ** 0.5)
+            return values
 
         return self.expectation(kernel)
 
@@ -145,10 +144,10 @@ def spectral_density(
     up to degree 2 · num_steps − 1, and the largest and smallest nodes are close to the extreme
     eigenvalues.
 
-    Cost: num_probes · (num_steps + 1) Hessian-vector products, and memory for `num_steps` vectors like
-    ``params``: the probes run one after another. All vectors are reorthogonalised against all, at
-    4 · num_steps · n multiplications a step for n parameters, since otherwise eigenvalues that have
-    converged come up again as ghosts.
+    Cost: num_probes · (num_steps + 1) Hessian-vector products, and memory for `num_steps` vectors
+    like ``params``: the probes run one after another. All vectors are reorthogonalised against all,
+    at 4 · num_steps · n multiplications a step for n parameters, since otherwise eigenvalues that
+    have converged come up again as ghosts.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
@@ -167,7 +166,6 @@ def spectral_density(
       ValueError: for arguments out of range, parameters or batches of another form.
 
     >>> import jax.numpy as jnp
-from jax.typing import ArrayLike
     >>> from entropy_sgd_jax.flatness import spectral_density
     >>> loss = lambda params, batch: 0.5 * jnp.sum(jnp.array([1.0, 1.0, 4.0]) * params**2)
     >>> density = spectral_density(loss, jnp.ones(3), [None], num_probes=2, num_steps=2)
@@ -194,7 +192,9 @@ from jax.typing import ArrayLike
         krylov = lanczos.start(signs, rows, restart_key)
         krylov = lanczos.extend(data, product, krylov, -1, rows)
         nodes, rotation = jnp.linalg.eigh(krylov.projected)
-        return jnp.pad(jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows)))
+        return jnp.pad(
+            jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
+        )
 
     like = jnp.zeros((2, num_steps), vectors.dtype_of(params))
     rules = data.samples(num_probes, probe, like)

@@ -82,7 +82,8 @@ def top_eigenvalues(
     count, params = checks.params(params), vectors.arrays(params)
     k = checks.integer("k", k, 1, count, "It is the number of eigenvalues.")
     checks.integer("max_products", max_products, 1, float("inf"), "2000 is the default.")
-    tolerance = checks.positive("tolerance", tolerance, "1e-6 is the default.", vectors.dtype_of(params))
+    advice = "1e-6 is the default."
+    smallest = checks.positive("tolerance", tolerance, advice, vectors.dtype_of(params))
     data = DataSet(batches, batch_size)
     rows = min(2 * k + 30, count)
     product = operator(loss, params, data)
@@ -91,7 +92,7 @@ def top_eigenvalues(
     def sweep(search: _Search) -> _Search:
         krylov = lanczos.extend(data, product, search.krylov, search.filled, rows)
         search = search._replace(krylov=krylov)
-        assessed: _Search = _assess(search, tolerance, exhausted=rows == count)
+        assessed: _Search = _assess(search, smallest, exhausted=rows == count)
         return assessed
 
     first = vectors.draw(vectors.uniform, start_key, params)
