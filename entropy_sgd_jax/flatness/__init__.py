@@ -38,12 +38,12 @@ import importlib
 from typing import Any
 
 from entropy_sgd_jax.flatness import checks
-from entropy_sgd_jax.flatness.annealing import local_entropy
 from entropy_sgd_jax.flatness.curvature import (
     GaussNewton,
     gauss_newton_vector_product,
     hessian_vector_product,
 )
+from entropy_sgd_jax.flatness.entropy import local_entropy
 from entropy_sgd_jax.flatness.estimates import Estimate
 from entropy_sgd_jax.flatness.exact import exact_spectrum
 from entropy_sgd_jax.flatness.landscape import local_energy, sharpness

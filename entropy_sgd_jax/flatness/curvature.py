@@ -7,14 +7,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 
 from entropy_sgd_jax import _protocol, _trees
-from entropy_sgd_jax.flatness import checks
+from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 
-Loss = Callable[[Any, Any], chex.Array]
+Loss = Callable[[Any, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +46,9 @@ class GaussNewton:
     """
 
     model: Callable[[Any, Any], Any]
-    criterion: Callable[[Any, Any], chex.Array]
+    criterion: Callable[[Any, Any], jax.Array]
 
-    def __call__(self, params: Any, batch: Any) -> chex.Array:
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
         """The loss."""
         return self.criterion(self.model(params, batch), batch)
 
@@ -88,13 +87,14 @@ def hessian_vector_product(
     """
     checks.params(params)
     _protocol.same_tree("vector", vector, params, "Build it with jax.tree.map over `params`.")
+    params, vector = vectors.arrays(params), vectors.arrays(vector)
     data = DataSet(batches, batch_size, single_pass=True)
     return _trees.cast_like(operator(loss, params, data)(vector), params)
 
 
 def gauss_newton_vector_product(
     model: Callable[[Any, Any], Any],
-    criterion: Callable[[Any, Any], chex.Array],
+    criterion: Callable[[Any, Any], jax.Array],
     params: Any,
     vector: Any,
     batches: Any,

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,7 +29,7 @@ def exact_spectrum(
     memory_limit: float = 32,
     progress: bool | Progress = False,
     batch_size: BatchSize | None = None,
-) -> chex.Array:
+) -> jax.Array:
     """All eigenvalues of the Hessian of the mean loss over the data set.
 
     Cost, for n parameters: n Hessian-vector products, `block_size` of them in one pass over the
@@ -64,11 +63,11 @@ def exact_spectrum(
     >>> print(exact_spectrum(loss, jnp.ones(2), jnp.array([[1.0, 2.0], [3.0, 4.0]])))
     [-2.  5.]
     """
-    count = checks.params(params)
+    count, params = checks.params(params), vectors.arrays(params)
     data = DataSet(batches, batch_size)
     dtype = vectors.dtype_of(params)
     gibibytes = _COPIES * count**2 * dtype.itemsize / 2**30
-    checks.positive("memory_limit", memory_limit, "It is in GiB; 32 is the default.")
+    checks.positive("memory_limit", memory_limit, "It is in GiB; 32 is the default.", dtype)
     if gibibytes > memory_limit:
         raise ValueError(
             f"`memory_limit` must be at least {gibibytes:.3g} GiB for the {count:,} x {count:,} "
@@ -89,12 +88,13 @@ def exact_spectrum(
             matrix = jax.block_until_ready(fill(i, matrix))  # else the bar would run ahead
     else:
         matrix = data.loop(0, blocks, fill, matrix)
-    return _eigenvalues(matrix)
+    eigenvalues: jax.Array = _eigenvalues(matrix)
+    return eigenvalues
 
 
 def _filler(
     block_product: Callable[[Any], Any], params: Any, block: int, count: int
-) -> Callable[[Any, chex.Array], chex.Array]:
+) -> Callable[[Any, jax.Array], jax.Array]:
     """A function of (number of the block, matrix), which fills in the block's rows."""
     dtype = vectors.dtype_of(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
@@ -104,22 +104,26 @@ def _filler(
         return jax.vmap(unravel)(jax.nn.one_hot(first + jnp.arange(block), count, dtype=dtype))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def insert(matrix: chex.Array, images: Any, first: Any) -> chex.Array:
+    def insert(matrix: jax.Array, images: Any, first: Any) -> jax.Array:
         rows = jax.vmap(lambda image: ravel_pytree(image)[0])(images)
-        return lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
+        filled: jax.Array = lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
+        return filled
 
-    def fill(number: Any, matrix: chex.Array) -> chex.Array:
+    def fill(number: Any, matrix: jax.Array) -> jax.Array:
         # The last block reaches back where the rows left are fewer than a block.
         first = jnp.minimum(number * block, count - block)
-        return insert(matrix, block_product(unit_vectors(first)), first)
+        filled: jax.Array = insert(matrix, block_product(unit_vectors(first)), first)
+        return filled
 
     return fill
 
 
 @jax.jit
-def _eigenvalues(matrix: chex.Array) -> chex.Array:
+def _eigenvalues(matrix: jax.Array) -> jax.Array:
     """Of the symmetric part, which JAX takes by default: the two halves differ by rounding."""
-    return jnp.linalg.eigvalsh(matrix)
+    unit = vectors.binary_scale(jnp.max(jnp.abs(matrix)))
+    eigenvalues: jax.Array = jnp.linalg.eigvalsh(matrix / unit) * unit
+    return eigenvalues
 
 
 def _is_traced(tree: Any) -> bool:

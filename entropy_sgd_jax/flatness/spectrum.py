@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax.flatness import checks, estimates, lanczos, vectors
 from entropy_sgd_jax.flatness.curvature import Loss, operator
@@ -58,11 +58,12 @@ def hessian_trace(
       smoothing splines", Communications in Statistics 18, 1989.
     """
     checks.params(params)
+    params = vectors.arrays(params)
     num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     data = DataSet(batches, batch_size)
     product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
 
-    def probe(number: Any) -> chex.Array:
+    def probe(number: Any) -> jax.Array:
         signs = vectors.draw(jax.random.rademacher, keys[number], params)
         return vectors.inner_product(signs, product(signs))
 
@@ -78,10 +79,10 @@ class SpectralDensity(NamedTuple):
     polynomials up to degree 2m − 1. Weights are at least 0 and sum to 1 in each rule.
     """
 
-    nodes: chex.Array  # shape (num_probes, num_steps)
-    weights: chex.Array  # shape (num_probes, num_steps); 0 for nodes that are not needed
+    nodes: jax.Array  # shape (num_probes, num_steps)
+    weights: jax.Array  # shape (num_probes, num_steps); 0 for nodes that are not needed
 
-    def expectation(self, function: Callable[[chex.Array], chex.Array]) -> Estimate:
+    def expectation(self, function: Callable[[jax.Array], jax.Array]) -> Estimate:
         """The mean of `function` over the eigenvalues, with its standard error over the probes.
 
         Args:
@@ -99,7 +100,7 @@ class SpectralDensity(NamedTuple):
         sums = jnp.einsum("pm,pm...->p...", self.weights, values, precision="highest")
         return estimates.of_samples(sums)
 
-    def density(self, grid: chex.Array, width: chex.Numeric) -> chex.Array:
+    def density(self, grid: ArrayLike, width: ArrayLike) -> jax.Array:
         """Mean over the probes of the density, smoothed by a Gaussian kernel.
 
         Args:
@@ -111,13 +112,16 @@ class SpectralDensity(NamedTuple):
         """
         return self.density_estimate(grid, width).value
 
-    def density_estimate(self, grid: chex.Array, width: chex.Numeric) -> Estimate:
+    def density_estimate(self, grid: ArrayLike, width: ArrayLike) -> Estimate:
         """``density``, with its standard error over the probes."""
-        width = checks.positive("width", width, "A hundredth of the range of `grid` is a start.")
-        grid = jnp.asarray(grid)
+        advice = "A hundredth of the range of `grid` is a start."
+        width = checks.positive("width", width, advice, self.nodes.dtype)
+        grid = jnp.asarray(grid, self.nodes.dtype)
 
-        def kernel(nodes: chex.Array) -> chex.Array:
-            return jax.scipy.stats.norm.pdf(grid, nodes[..., None], width)
+        def kernel(nodes: jax.Array) -> jax.Array:
+            distance = (grid - nodes[..., None]) / width  # SciPy's density squares the width
+            values: jax.Array = jnp.exp(-0.5 * distance**2) / (width * (2 * jnp.pi) ** 0.5)
+            return values
 
         return self.expectation(kernel)
 
@@ -140,10 +144,10 @@ def spectral_density(
     up to degree 2 · num_steps − 1, and the largest and smallest nodes are close to the extreme
     eigenvalues.
 
-    Cost: num_probes · num_steps Hessian-vector products, and memory for `num_steps` vectors like
-    ``params``: the probes run one after another. All vectors are reorthogonalised against all, at
-    4 · num_steps · n multiplications a step for n parameters, since otherwise eigenvalues that have
-    converged come up again as ghosts.
+    Cost: num_probes · (num_steps + 1) Hessian-vector products, and memory for `num_steps` vectors
+    like ``params``: the probes run one after another. All vectors are reorthogonalised against all,
+    at 4 · num_steps · n multiplications a step for n parameters, since otherwise eigenvalues that
+    have converged come up again as ghosts.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
@@ -174,7 +178,7 @@ def spectral_density(
       Ghorbani, Krishnan and Xiao, "An investigation into neural net optimization via Hessian
       eigenvalue density", ICML 2019, for networks.
     """
-    count = checks.params(params)
+    count, params = checks.params(params), vectors.arrays(params)
     num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     advice = "50 to 100 shows the bulk and the outliers of a network."
     num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
@@ -182,13 +186,15 @@ def spectral_density(
     product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
     rows = min(num_steps, count)  # all there are
 
-    def probe(number: Any) -> chex.Array:
+    def probe(number: Any) -> jax.Array:
         start_key, restart_key = jax.random.split(keys[number])
         signs = vectors.draw(jax.random.rademacher, start_key, params)
         krylov = lanczos.start(signs, rows, restart_key)
-        krylov = lanczos.extend(data, product, krylov, 0, rows)
+        krylov = lanczos.extend(data, product, krylov, -1, rows)
         nodes, rotation = jnp.linalg.eigh(krylov.projected)
-        return jnp.pad(jnp.stack([nodes, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows)))
+        return jnp.pad(
+            jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
+        )
 
     like = jnp.zeros((2, num_steps), vectors.dtype_of(params))
     rules = data.samples(num_probes, probe, like)
