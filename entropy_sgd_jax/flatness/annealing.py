@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -22,16 +23,16 @@ _ADAPTATION = 0.3  # of the logarithm of the step size, per step
 
 def local_entropy(
     loss: Loss,
-    params: Any,
-    batches: Any,
-    scope: Any,
+    params: PyTree,
+    batches: PyTree,
+    scope: ArrayLike,
     *,
-    inverse_temperature: Any = 1.0,
+    inverse_temperature: ArrayLike = 1.0,
     num_chains: int = 32,
     num_steps: int = 256,
     include_volume: bool = True,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Estimate:
     r"""The local entropy of the mean loss f over the data set: what Entropy-SGD ascends.
 
@@ -101,7 +102,7 @@ def local_entropy(
     data, key = DataSet(batches, batch_size), checks.key(key)
     scopes = scope.astype(vectors.dtype_of(params)).reshape(-1)
 
-    def at(number: Any) -> chex.Array:
+    def at(number: ArrayLike) -> jax.Array:
         chains = anneal(loss, params, data, scopes[number], beta, num_chains, num_steps, key)
         volume = 0.5 * count * jnp.log(2 * jnp.pi / scopes[number])
         value, error = _log_mean_exp(-chains.work)
@@ -114,36 +115,36 @@ def local_entropy(
 class Chains(NamedTuple):
     """One state for each chain, in the first axis of all but the step size."""
 
-    offset: Any  # x′ − x
-    loss: chex.Array  # f(x′)
-    gradient: Any  # ∇f(x′)
-    work: chex.Array  # W
-    log_step_size: chex.Array  # shape ()
+    offset: PyTree  # x′ − x
+    loss: jax.Array  # f(x′)
+    gradient: PyTree  # ∇f(x′)
+    work: jax.Array  # W
+    log_step_size: jax.Array  # shape ()
 
 
 def anneal(
     loss: Loss,
-    params: Any,
+    params: PyTree,
     data: DataSet,
-    scope: chex.Array,
-    beta: chex.Array,
+    scope: jax.Array,
+    beta: jax.Array,
     num_chains: int,
     num_steps: int,
-    key: chex.PRNGKey,
+    key: jax.Array,
 ) -> Chains:
     """Chains from the Gaussian to the Gibbs distribution; a mean over them, weighted by exp(−W), is
     one over exp(−β f(x′) − γ/2 ‖x − x′‖²).
     """
 
-    def evaluate_batch(params: Any, offsets: Any, batch: Any) -> Any:
-        def at(offset: Any) -> chex.Array:
+    def evaluate_batch(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
+        def at(offset: PyTree) -> jax.Array:
             return loss(_trees.cast_like(vectors.add_scaled(offset, 1, params), params), batch)
 
         return jax.vmap(jax.value_and_grad(at))(offsets)
 
     evaluate = functools.partial(data.mean(evaluate_batch), params)
 
-    def step(number: Any, chains: Chains) -> Chains:
+    def step(number: ArrayLike, chains: Chains) -> Chains:
         # Small steps where the loss is weak, since there its mean falls fastest.
         before, now = (((number + i) / num_steps) ** 2 for i in (0, 1))
         work = chains.work + (now - before) * beta * chains.loss[:num_chains]
@@ -162,21 +163,21 @@ def anneal(
     return data.loop(0, num_steps, step, Chains(offset, value, gradient, work, log_step_size))
 
 
-def _noise(key: chex.PRNGKey, params: Any, count: int) -> Any:
+def _noise(key: jax.Array, params: PyTree, count: int) -> Any:
     """Unit normal, for each of `count` chains."""
     keys = jax.random.split(key, count)
     return jax.vmap(lambda key: vectors.draw(jax.random.normal, key, params))(keys)
 
 
 @jax.jit
-def _propose(chains: Chains, scope: chex.Array, weight: Any, key: chex.PRNGKey) -> Any:
+def _propose(chains: Chains, scope: jax.Array, weight: jax.Array, key: jax.Array) -> Any:
     """A semi-implicit Langevin step, which leaves the Gaussian N(0, 1/γ) as it is.
 
     At step size 2 it draws from that Gaussian afresh, shifted by the gradient.
     """
     size = jnp.exp(chains.log_step_size)
 
-    def leaf_step(offset: chex.Array, gradient: chex.Array, noise: chex.Array) -> chex.Array:
+    def leaf_step(offset: jax.Array, gradient: jax.Array, noise: jax.Array) -> jax.Array:
         drift = (2 - size) * offset - 2 * size * weight / scope * gradient
         return ((drift + jnp.sqrt(8 * size / scope) * noise) / (2 + size)).astype(offset.dtype)
 
@@ -184,20 +185,25 @@ def _propose(chains: Chains, scope: chex.Array, weight: Any, key: chex.PRNGKey) 
     return jax.tree.map(leaf_step, chains.offset, chains.gradient, noise)
 
 
-def _one_chain(offset: Any) -> tuple[Any, int]:
+def _one_chain(offset: PyTree) -> tuple[Any, int]:
     """The first chain's, and how many there are."""
     return jax.tree.map(lambda leaf: leaf[0], offset), len(jax.tree.leaves(offset)[0])
 
 
 @jax.jit
 def _accept(
-    chains: Chains, offset: Any, evaluated: Any, scope: chex.Array, weight: Any, key: chex.PRNGKey
+    chains: Chains,
+    offset: PyTree,
+    evaluated: PyTree,
+    scope: jax.Array,
+    weight: jax.Array,
+    key: jax.Array,
 ) -> Chains:
     """Metropolis' choice between the old states and the proposed ones, and the next step size."""
     size = jnp.exp(chains.log_step_size)
     proposed = chains._replace(offset=offset, loss=evaluated[0], gradient=evaluated[1])
 
-    def flow(here: Chains, there: Chains) -> chex.Array:
+    def flow(here: Chains, there: Chains) -> jax.Array:
         """−log of (density here) · (density of the move there), less what is symmetric."""
         move = jax.tree.map(
             lambda u, v: (v - u) / 2 + size.astype(u.dtype) / 4 * (u + v), here.offset, there.offset
@@ -210,7 +216,7 @@ def _accept(
     uniform = jax.random.uniform(jax.random.fold_in(key, 1), probability.shape, probability.dtype)
     taken = uniform < probability  # never where the loss is not a number
 
-    def choose(new: chex.Array, old: chex.Array) -> chex.Array:
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     offset, loss, gradient = (
@@ -223,7 +229,7 @@ def _accept(
     return Chains(offset, loss, gradient, chains.work, log_step_size)
 
 
-def _log_mean_exp(logs: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _log_mean_exp(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log ⟨exp(logs)⟩ to second order in its own error, and that error."""
     count = len(logs)
     terms = jnp.exp(logs - logs.max())

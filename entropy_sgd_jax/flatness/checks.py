@@ -8,13 +8,13 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax import _noise as noise_lib
+from entropy_sgd_jax._typing import PyTree
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def extra(name: str) -> Iterator[None]:
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
-def params(tree: Any) -> int:
+def params(tree: PyTree) -> int:
     """Returns the number of parameters; raises ValueError unless all are real floating arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for path, leaf in leaves:
@@ -66,7 +66,7 @@ def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
 
 def positive(
     name: str, value: Any, advice: str, *, zero: bool = False, scalar: bool = True
-) -> chex.Array:
+) -> jax.Array:
     """Returns `value` as an array; raises ValueError unless it is a finite number above zero.
 
     With `zero`, zero itself is allowed too; without `scalar`, an array of such numbers.
@@ -86,6 +86,6 @@ def positive(
     return jnp.asarray(value)
 
 
-def key(value: Any) -> chex.PRNGKey:
+def key(value: Any) -> jax.Array:
     """A typed key from an int, a typed key or a legacy one; raises ValueError for anything else."""
     return noise_lib.typed_key(_checks.check("key", value))

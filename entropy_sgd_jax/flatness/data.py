@@ -8,17 +8,18 @@ compiled pieces. Algorithms are written once, with the loops of their data set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
+from entropy_sgd_jax._typing import PyTree
 
 T = TypeVar("T")
-BatchSize = Callable[[Any], chex.Numeric]
+BatchSize: TypeAlias = Callable[[Any], jax.Array | float]
 
 
 class DataSet:
@@ -30,8 +31,8 @@ class DataSet:
       single_pass: whether one pass is all that will be made, so that an iterator will do.
     """
 
-    def __init__(self, batches: Any, batch_size: BatchSize | None, *, single_pass: bool = False):
-        self.stacked = not _is_iterable_of_batches(batches)
+    def __init__(self, batches: PyTree, batch_size: BatchSize | None, *, single_pass: bool = False):
+        self.stacked: bool = not _is_iterable_of_batches(batches)
         if self.stacked:
             _check_stacked(batches)
         else:
@@ -46,7 +47,7 @@ class DataSet:
         """
         return self._scanned(function) if self.stacked else self._streamed(function)
 
-    def loop(self, start: Any, stop: Any, body: Callable[[Any, Any], T], carry: T) -> T:
+    def loop(self, start: ArrayLike, stop: ArrayLike, body: Callable[[Any, Any], T], carry: T) -> T:
         """`carry = body(i, carry)` for i from `start` to `stop` − 1."""
         if self.stacked:
             result: T = lax.fori_loop(start, stop, body, carry)
@@ -64,7 +65,7 @@ class DataSet:
             carry = body(carry)
         return carry
 
-    def samples(self, count: int, draw: Callable[[Any], chex.Array], like: chex.Array) -> Any:
+    def samples(self, count: int, draw: Callable[[Any], jax.Array], like: jax.Array) -> Any:
         """`draw(i)` for i from 0 to `count` − 1, one after the other, in the shape of `like`."""
         empty = jnp.zeros((count, *like.shape), like.dtype)
         return self.loop(
@@ -73,8 +74,8 @@ class DataSet:
 
     def _scanned(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @jax.jit
-        def mean(batches: Any, *args: Any) -> Any:
-            def add(sums: Any, batch: Any) -> Any:
+        def mean(batches: PyTree, *args: Any) -> Any:
+            def add(sums: PyTree, batch: PyTree) -> Any:
                 return _add(sums, function(*args, batch), self._batch_size(batch)), None
 
             first = jax.tree.map(lambda leaf: leaf[0], batches)
@@ -85,7 +86,7 @@ class DataSet:
 
     def _streamed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @jax.jit
-        def add(sums: Any, batch: Any, *args: Any) -> Any:
+        def add(sums: PyTree, batch: PyTree, *args: Any) -> Any:
             return _add(sums, function(*args, batch), self._batch_size(batch))
 
         divide = jax.jit(_divide)
@@ -109,7 +110,7 @@ class DataSet:
         return mean
 
 
-def _zeros(shapes: Any) -> tuple[Any, chex.Array]:
+def _zeros(shapes: PyTree) -> tuple[PyTree, jax.Array]:
     """No sum and no weight yet."""
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes
@@ -117,10 +118,12 @@ def _zeros(shapes: Any) -> tuple[Any, chex.Array]:
     return zeros, jnp.zeros(())
 
 
-def _add(sums: tuple[Any, chex.Array], value: Any, size: chex.Numeric) -> tuple[Any, chex.Array]:
+def _add(
+    sums: tuple[PyTree, jax.Array], value: Any, size: jax.Array | float
+) -> tuple[PyTree, jax.Array]:
     total, weight = sums
 
-    def add(total: chex.Array, value: Any) -> chex.Array:
+    def add(total: jax.Array, value: Any) -> jax.Array:
         # A batch without examples has no mean, NaN most likely.
         return total + jnp.where(size > 0, jnp.asarray(value, total.dtype) * size, 0)
 
@@ -128,24 +131,24 @@ def _add(sums: tuple[Any, chex.Array], value: Any, size: chex.Numeric) -> tuple[
     return _trees.cast_like(total, sums[0]), jnp.asarray(weight + size, weight.dtype)
 
 
-def _divide(total: Any, weight: chex.Array) -> Any:
+def _divide(total: PyTree, weight: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(weight, leaf.dtype), total)
 
 
-def _leading_axis(batch: Any) -> int:
+def _leading_axis(batch: PyTree) -> int:
     """The length of the first array's leading axis, of those that have one; else 1."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)
 
 
-def _is_iterable_of_batches(batches: Any) -> bool:
+def _is_iterable_of_batches(batches: PyTree) -> bool:
     """Lists are, and whatever is neither an array nor a pytree."""
     if isinstance(batches, list):
         return True
     return jax.tree_util.all_leaves([batches]) and not hasattr(batches, "shape")
 
 
-def _check_stacked(batches: Any) -> None:
+def _check_stacked(batches: PyTree) -> None:
     shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
     if len(shapes) != 1 or shapes & {(), (0,)}:
         got = sorted(shapes) if shapes else f"{batches!r}, which has no leaves"
@@ -156,7 +159,7 @@ def _check_stacked(batches: Any) -> None:
         )
 
 
-def _check_iterable(batches: Any, single_pass: bool) -> None:
+def _check_iterable(batches: PyTree, single_pass: bool) -> None:
     if not isinstance(batches, Iterable):
         raise ValueError(
             "`batches` must be stacked arrays or an iterable of batches; got "

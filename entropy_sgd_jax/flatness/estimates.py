@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 
 
@@ -15,11 +15,11 @@ class Estimate(NamedTuple):
     >>> value, standard_error = Estimate(3.0, 0.1)
     """
 
-    value: chex.Array
-    standard_error: chex.Array  # in the shape of `value`; NaN where a single sample was drawn
+    value: jax.Array
+    standard_error: jax.Array  # in the shape of `value`; NaN where a single sample was drawn
 
 
-def of_samples(samples: chex.Array) -> Estimate:
+def of_samples(samples: jax.Array) -> Estimate:
     """The mean over the first axis."""
     count = samples.shape[0]
     if count == 1:

@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.curvature import Loss, operator
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -23,14 +25,14 @@ _ROWS_ON_CPU = 32_766  # beyond, the size of that workspace overflows LAPACK's i
 
 def exact_spectrum(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     *,
     block_size: int = 32,
     memory_limit: float = 32,
     progress: bool | Progress = False,
     batch_size: BatchSize | None = None,
-) -> chex.Array:
+) -> jax.Array:
     """All eigenvalues of the Hessian of the mean loss over the data set.
 
     Cost, for n parameters: n Hessian-vector products, `block_size` of them in one pass over the
@@ -93,22 +95,22 @@ def exact_spectrum(
 
 
 def _filler(
-    block_product: Callable[[Any], Any], params: Any, block: int, count: int
-) -> Callable[[Any, chex.Array], chex.Array]:
+    block_product: Callable[[PyTree], PyTree], params: PyTree, block: int, count: int
+) -> Callable[[ArrayLike, jax.Array], jax.Array]:
     """A function of (number of the block, matrix), which fills in the block's rows."""
     dtype = vectors.dtype_of(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
     @jax.jit
-    def unit_vectors(first: Any) -> Any:
+    def unit_vectors(first: ArrayLike) -> Any:
         return jax.vmap(unravel)(jax.nn.one_hot(first + jnp.arange(block), count, dtype=dtype))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def insert(matrix: chex.Array, images: Any, first: Any) -> chex.Array:
+    def insert(matrix: jax.Array, images: PyTree, first: ArrayLike) -> jax.Array:
         rows = jax.vmap(lambda image: ravel_pytree(image)[0])(images)
         return lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
 
-    def fill(number: Any, matrix: chex.Array) -> chex.Array:
+    def fill(number: ArrayLike, matrix: jax.Array) -> jax.Array:
         # The last block reaches back where the rows left are fewer than a block.
         first = jnp.minimum(number * block, count - block)
         return insert(matrix, block_product(unit_vectors(first)), first)
@@ -117,10 +119,10 @@ def _filler(
 
 
 @jax.jit
-def _eigenvalues(matrix: chex.Array) -> chex.Array:
+def _eigenvalues(matrix: jax.Array) -> jax.Array:
     """Of the symmetric part, which JAX takes by default: the two halves differ by rounding."""
     return jnp.linalg.eigvalsh(matrix)
 
 
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

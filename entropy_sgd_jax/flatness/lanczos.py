@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.data import DataSet
 
@@ -25,15 +26,15 @@ class Krylov(NamedTuple):
     A V = V T + residual · vector eᵀ, where e picks the row that was filled last.
     """
 
-    basis: Any  # V: rows not filled yet are zero
-    projected: chex.Array  # T = Vᵀ A V, shape (rows, rows)
-    vector: Any  # the next row: of norm 1, orthogonal to the basis
-    residual: chex.Array  # 0 where the basis spans an invariant subspace
-    products: chex.Array  # with A, so far; int32
-    key: chex.PRNGKey
+    basis: PyTree  # V: rows not filled yet are zero
+    projected: jax.Array  # T = Vᵀ A V, shape (rows, rows)
+    vector: PyTree  # the next row: of norm 1, orthogonal to the basis
+    residual: jax.Array  # 0 where the basis spans an invariant subspace
+    products: jax.Array  # with A, so far; int32
+    key: jax.Array
 
 
-def start(vector: Any, rows: int, key: chex.PRNGKey) -> Krylov:
+def start(vector: PyTree, rows: int, key: jax.Array) -> Krylov:
     """An empty basis with room for `rows` vectors, of which `vector` is to be the first."""
     return Krylov(
         basis=vectors.empty_basis(rows, vector),
@@ -46,11 +47,11 @@ def start(vector: Any, rows: int, key: chex.PRNGKey) -> Krylov:
 
 
 def extend(
-    data: DataSet, product: Callable[[Any], Any], krylov: Krylov, first: Any, last: Any
+    data: DataSet, product: Callable[[Any], Any], krylov: Krylov, first: ArrayLike, last: ArrayLike
 ) -> Krylov:
     """Fills the rows from `first` to `last` − 1, at one product with the matrix each."""
 
-    def step(row: Any, krylov: Krylov) -> Krylov:
+    def step(row: ArrayLike, krylov: Krylov) -> Krylov:
         extended: Krylov = _absorb(krylov, row, product(krylov.vector))
         return extended
 
@@ -58,7 +59,7 @@ def extend(
 
 
 @jax.jit
-def _absorb(krylov: Krylov, row: Any, image: Any) -> Krylov:
+def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
     """Adds the vector to the basis; what is new in its image becomes the next vector."""
     overlaps = jnp.zeros_like(krylov.projected[0])
     for _ in range(2):  # is enough to be orthogonal up to rounding
@@ -83,7 +84,7 @@ def _absorb(krylov: Krylov, row: Any, image: Any) -> Krylov:
     return Krylov(basis, projected, vector, residual, krylov.products + 1, krylov.key)
 
 
-def _random_if(condition: Any, vector: Any, key: chex.PRNGKey, basis: Any) -> Any:
+def _random_if(condition: ArrayLike, vector: PyTree, key: jax.Array, basis: PyTree) -> Any:
     """`vector`, or where the condition holds a random one, orthogonal to the basis.
 
     A loop of no or one round, since a cond would copy the basis.
@@ -100,7 +101,7 @@ def _random_if(condition: Any, vector: Any, key: chex.PRNGKey, basis: Any) -> An
 
 @jax.jit
 def restart(
-    krylov: Krylov, values: chex.Array, rotation: chex.Array, keep: Any, fresh: Any
+    krylov: Krylov, values: jax.Array, rotation: jax.Array, keep: ArrayLike, fresh: ArrayLike
 ) -> Krylov:
     """Keeps the first `keep` of the vectors that the columns of `rotation` combine, and no other.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, estimates, vectors
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -17,14 +18,14 @@ from entropy_sgd_jax.flatness.estimates import Estimate
 
 def local_energy(
     loss: Loss,
-    params: Any,
-    batches: Any,
-    strength: Any,
+    params: PyTree,
+    batches: PyTree,
+    strength: ArrayLike,
     *,
     multiplicative: bool = True,
     num_samples: int = 100,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Estimate:
     """The mean rise of the loss over the data set under Gaussian perturbation of the parameters.
 
@@ -75,8 +76,8 @@ def local_energy(
     strengths = strength.astype(vectors.dtype_of(params)).reshape(-1)
     keys = jax.random.split(checks.key(key), num_samples)
 
-    def losses(params: Any, direction: Any, strengths: Any, batch: Any) -> chex.Array:
-        def at(strength: chex.Array) -> chex.Array:
+    def losses(params: PyTree, direction: PyTree, strengths: ArrayLike, batch: PyTree) -> jax.Array:
+        def at(strength: jax.Array) -> jax.Array:
             return loss(vectors.add_scaled(params, strength, direction), batch)
 
         return lax.map(at, strengths)
@@ -85,7 +86,7 @@ def local_energy(
     zeros = jax.tree.map(jnp.zeros_like, params)
     here = mean(params, zeros, strengths[:1] * 0)
 
-    def sample(number: Any) -> chex.Array:
+    def sample(number: ArrayLike) -> jax.Array:
         direction = vectors.draw(jax.random.normal, keys[number], params)
         if multiplicative:
             direction = jax.tree.map(jnp.multiply, direction, params)
@@ -97,14 +98,14 @@ def local_energy(
 
 def sharpness(
     loss: Loss,
-    params: Any,
-    batches: Any,
-    radius: Any,
+    params: PyTree,
+    batches: PyTree,
+    radius: ArrayLike,
     *,
     num_steps: int = 20,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
-) -> chex.Array:
+    key: Key = 0,
+) -> jax.Array:
     """The largest rise of the loss over the data set within a ball: SAM's worst case.
 
     The largest E(w + δ) − E(w) with ‖δ‖ ≤ radius that is met by ascent on the ball: each step goes
@@ -149,7 +150,7 @@ def sharpness(
     value_and_grad = data.mean(jax.value_and_grad(loss))
     noise = vectors.normalised(vectors.draw(jax.random.normal, checks.key(key), params))
 
-    def step(number: Any, carry: Any) -> Any:
+    def step(number: ArrayLike, carry: Any) -> Any:
         gradient, highest = carry
         # The trace of noise leads off where the gradient vanishes.
         direction = vectors.add_scaled(vectors.normalised(gradient), 1e-6, noise)

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from matplotlib.figure import Figure
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
@@ -17,9 +18,9 @@ from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
 
 def slice_between(
     loss: Loss,
-    first: Any,
-    second: Any,
-    batches: Any,
+    first: PyTree,
+    second: PyTree,
+    batches: PyTree,
     *,
     names: tuple[str, str] = ("first", "second"),
     points: int = 41,
@@ -56,10 +57,10 @@ def slice_between(
 
 def plane_through(
     loss: Loss,
-    first: Any,
-    second: Any,
-    third: Any,
-    batches: Any,
+    first: PyTree,
+    second: PyTree,
+    third: PyTree,
+    batches: PyTree,
     *,
     names: tuple[str, str, str] = ("first", "second", "third"),
     points: int = 25,
@@ -110,21 +111,21 @@ def plane_through(
     return figure
 
 
-def _norm(tree: Any) -> float:
+def _norm(tree: PyTree) -> float:
     return float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(tree))))
 
 
 def _losses(
     loss: Loss,
-    origin: Any,
-    directions: list[Any],
+    origin: PyTree,
+    directions: list[PyTree],
     steps: np.ndarray,
-    batches: Any,
+    batches: PyTree,
     batch_size: BatchSize | None,
 ) -> np.ndarray:
     """The mean loss at `origin` plus each row of `steps` times the directions; one pass."""
 
-    def losses(origin: Any, directions: list[Any], steps: Any, batch: Any) -> Any:
+    def losses(origin: PyTree, directions: list[PyTree], steps: Any, batch: PyTree) -> Any:
         def at(step: Any) -> Any:
             moved = jax.tree.map(
                 lambda leaf, *ways: leaf + sum(s * way for s, way in zip(step, ways, strict=True)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, estimates, lanczos, vectors
 from entropy_sgd_jax.flatness.curvature import Loss, operator
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -19,12 +20,12 @@ _PROBES = "Error bars fall with its square root, and need at least 2."
 
 def hessian_trace(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     *,
     num_probes: int = 32,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Estimate:
     """The trace of the Hessian of the mean loss over the data set, by Hutchinson's estimator.
 
@@ -62,7 +63,7 @@ def hessian_trace(
     data = DataSet(batches, batch_size)
     product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
 
-    def probe(number: Any) -> chex.Array:
+    def probe(number: ArrayLike) -> jax.Array:
         signs = vectors.draw(jax.random.rademacher, keys[number], params)
         return vectors.inner_product(signs, product(signs))
 
@@ -78,10 +79,10 @@ class SpectralDensity(NamedTuple):
     polynomials up to degree 2m − 1. Weights are at least 0 and sum to 1 in each rule.
     """
 
-    nodes: chex.Array  # shape (num_probes, num_steps)
-    weights: chex.Array  # shape (num_probes, num_steps); 0 for nodes that are not needed
+    nodes: jax.Array  # shape (num_probes, num_steps)
+    weights: jax.Array  # shape (num_probes, num_steps); 0 for nodes that are not needed
 
-    def expectation(self, function: Callable[[chex.Array], chex.Array]) -> Estimate:
+    def expectation(self, function: Callable[[jax.Array], jax.Array]) -> Estimate:
         """The mean of `function` over the eigenvalues, with its standard error over the probes.
 
         Args:
@@ -99,7 +100,7 @@ class SpectralDensity(NamedTuple):
         sums = jnp.einsum("pm,pm...->p...", self.weights, values, precision="highest")
         return estimates.of_samples(sums)
 
-    def density(self, grid: chex.Array, width: chex.Numeric) -> chex.Array:
+    def density(self, grid: ArrayLike, width: ArrayLike) -> jax.Array:
         """Mean over the probes of the density, smoothed by a Gaussian kernel.
 
         Args:
@@ -111,12 +112,12 @@ class SpectralDensity(NamedTuple):
         """
         return self.density_estimate(grid, width).value
 
-    def density_estimate(self, grid: chex.Array, width: chex.Numeric) -> Estimate:
+    def density_estimate(self, grid: ArrayLike, width: ArrayLike) -> Estimate:
         """``density``, with its standard error over the probes."""
         width = checks.positive("width", width, "A hundredth of the range of `grid` is a start.")
         grid = jnp.asarray(grid)
 
-        def kernel(nodes: chex.Array) -> chex.Array:
+        def kernel(nodes: jax.Array) -> jax.Array:
             return jax.scipy.stats.norm.pdf(grid, nodes[..., None], width)
 
         return self.expectation(kernel)
@@ -124,13 +125,13 @@ class SpectralDensity(NamedTuple):
 
 def spectral_density(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     *,
     num_probes: int = 8,
     num_steps: int = 80,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> SpectralDensity:
     """The distribution of all eigenvalues, by stochastic Lanczos quadrature.
 
@@ -182,7 +183,7 @@ def spectral_density(
     product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
     rows = min(num_steps, count)  # all there are
 
-    def probe(number: Any) -> chex.Array:
+    def probe(number: ArrayLike) -> jax.Array:
         start_key, restart_key = jax.random.split(keys[number])
         signs = vectors.draw(jax.random.rademacher, start_key, params)
         krylov = lanczos.start(signs, rows, restart_key)

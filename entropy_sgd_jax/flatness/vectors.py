@@ -8,10 +8,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+
+from entropy_sgd_jax._typing import PyTree
 
 # Accelerators round the factors of a product to fewer bits unless told otherwise.
 _PRECISION = lax.Precision.HIGHEST
@@ -21,13 +24,13 @@ _PRECISION = lax.Precision.HIGHEST
 uniform = functools.partial(jax.random.uniform, minval=-1)
 
 
-def dtype_of(tree: Any) -> Any:
+def dtype_of(tree: PyTree) -> np.dtype[Any]:
     """The widest dtype of the leaves, at least float32."""
     # Leaf by leaf, since scalars of a weak type would give way to float32.
     return jnp.result_type(jnp.float32, *map(jnp.result_type, jax.tree.leaves(tree)))
 
 
-def draw(sampler: Any, key: chex.PRNGKey, like: Any) -> Any:
+def draw(sampler: Any, key: jax.Array, like: PyTree) -> PyTree:
     """Independent samples in the shapes of `like`, in at least float32; a key for each leaf.
 
     Args:
@@ -41,7 +44,7 @@ def draw(sampler: Any, key: chex.PRNGKey, like: Any) -> Any:
     return jax.tree.unflatten(treedef, samples)
 
 
-def inner_product(a: Any, b: Any) -> chex.Array:
+def inner_product(a: PyTree, b: PyTree) -> jax.Array:
     """The sum of all products; shape ()."""
     return sum(
         jax.tree.leaves(
@@ -53,29 +56,29 @@ def inner_product(a: Any, b: Any) -> chex.Array:
     )
 
 
-def norm(vector: Any) -> chex.Array:
+def norm(vector: PyTree) -> jax.Array:
     """The Euclidean norm; shape ()."""
     return jnp.sqrt(inner_product(vector, vector))
 
 
-def normalised(vector: Any) -> Any:
+def normalised(vector: PyTree) -> PyTree:
     """`vector` at norm 1; zero stays zero."""
     length = norm(vector)
     length = jnp.where(length > 0, length, 1)
     return jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), vector)
 
 
-def add_scaled(a: Any, scale: chex.Numeric, b: Any) -> Any:
+def add_scaled(a: PyTree, scale: ArrayLike, b: PyTree) -> PyTree:
     """a + scale · b, in the dtypes of a."""
     return jax.tree.map(lambda x, y: x + jnp.asarray(scale * y, jnp.result_type(x)), a, b)
 
 
-def empty_basis(size: int, like: Any) -> Any:
+def empty_basis(size: int, like: PyTree) -> PyTree:
     """`size` zero vectors in the shapes of `like`."""
     return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), like)
 
 
-def combine(coefficients: chex.Array, basis: Any) -> Any:
+def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
     """Sums of the basis vectors: one for `coefficients` (rows,), a basis for (sums, rows)."""
     return jax.tree.map(
         lambda rows: jnp.tensordot(
@@ -85,12 +88,12 @@ def combine(coefficients: chex.Array, basis: Any) -> Any:
     )
 
 
-def overlaps(basis: Any, vector: Any) -> chex.Array:
+def overlaps(basis: PyTree, vector: PyTree) -> jax.Array:
     """The inner product of each basis vector with `vector`; shape (rows,)."""
     return inner_product(basis, vector)
 
 
-def without(vector: Any, basis: Any) -> tuple[Any, chex.Array]:
+def without(vector: PyTree, basis: PyTree) -> tuple[PyTree, jax.Array]:
     """`vector` less its part in the span of the orthonormal `basis`, and its overlaps with that."""
     coefficients = overlaps(basis, vector)
     return add_scaled(vector, -1, combine(coefficients, basis)), coefficients
