@@ -10,8 +10,6 @@ too. Prints the table, and writes it to benchmarks/results/BACKEND/convolutions.
 from __future__ import annotations
 
 import argparse
-import pathlib
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,12 +21,10 @@ from rich.console import Console
 
 import programs
 from entropy_sgd_jax import entropy_sgd
+from experiments.harness.networks import patch_convolution
 from programs import Task
 from speed import RESULTS, print_table, save
 from timing import Maker, environment, interleave
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-from networks import patch_convolution
 
 STEPS, BATCH, CHANNELS = 20, 32, 16
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]  # of images and a 3×3 kernel

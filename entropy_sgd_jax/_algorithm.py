@@ -137,11 +137,14 @@ class Algorithm:
         landed = optax.apply_updates(anchor.params, updates)
         initial = self.base_optimizer.init(anchor.params)
         taken = settled(_guard.all_finite(landed) & _guard.stays_finite(moved, initial))
+        counts = sound & taken
         if chain.record is not None:
             evaluations = (anchor.t + 1) * self.inner_steps
-            record = _diagnostics.observe_update(chain.record, direction, scope, evaluations)
+            record = _diagnostics.observe_update(
+                chain.record, direction, scope, evaluations, counts
+            )
             chain = chain._replace(record=record)
-        chain = apply_if(~(sound & taken), functools.partial(self._restart, anchor), chain)
+        chain = apply_if(~counts, functools.partial(self._restart, anchor), chain)
         updates = _trees.where(taken, updates, _trees.zeros_like(updates))
         return updates, chain, _trees.where(taken, moved, base_state)
 
@@ -332,8 +335,7 @@ class Algorithm:
         """`params` in the accumulator's dtype: what is asked for, else at least float32."""
 
         def accumulator(param: jax.Array) -> jax.Array:
-            dtype = self.accumulator_dtype or jnp.promote_types(jnp.result_type(param), jnp.float32)
-            return jnp.array(param, dtype, copy=copy)
+            return jnp.array(param, self.accumulator_dtype or _trees.wide(param), copy=copy)
 
         return jax.tree.map(accumulator, params)
 

@@ -114,6 +114,18 @@ def choice(advice: str, allowed: tuple[str, ...]) -> Rule:
     return rule
 
 
+def option(advice: str, allowed: tuple[Any, ...]) -> Rule:
+    """One of a few values that are not names."""
+    shown = " or ".join(map(repr, allowed))
+
+    def rule(name: str, value: Any) -> Any:
+        if isinstance(value, bool | jax.Array | np.ndarray) or value not in allowed:
+            raise error(name, shown, repr(value), advice)
+        return value
+
+    return rule
+
+
 def axis(advice: str, *, optional: bool = True) -> Rule:
     """The name of an axis, or a tuple of different ones; None if that is allowed."""
     allowed = "the name of an axis, or a tuple of them" + ", or None" * optional
@@ -221,6 +233,7 @@ RULES: Mapping[str, Rule] = {
     "axis_name": axis(_AXIS),
     "coupling": _COUPLING,
     "strength": _COUPLING,
+    "bits": option("None exchanges the pseudo-gradients in their own dtype.", (None, 8, 4)),
     "accumulator_dtype": dtype("Pass for example jnp.float32, or None for at least float32."),
     "diagnostics": flag("True keeps a record of each update for entropic_diagnostics(state)."),
     "key": key("Pass for example key=0 or key=jax.random.key(0)."),

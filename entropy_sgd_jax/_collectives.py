@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import AxisName, PyTree
 
 
@@ -21,7 +22,7 @@ def wide_mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     """The mean of `tree` over the axis in at least float32, in which it is returned."""
 
     def widen(leaf: Any) -> jax.Array:
-        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+        return jnp.asarray(leaf, _trees.wide(leaf))
 
     return mean(jax.tree.map(widen, tree), axis_name)
 
@@ -82,7 +83,10 @@ def is_equal_on_all(tree: PyTree, axis_name: AxisName) -> bool:
     names = set(axis_name if isinstance(axis_name, tuple) else (axis_name,))
 
     def axes(array: Any) -> set[Any]:
-        return set(getattr(jax.typeof(array), "vma", ()))
+        """Those over which JAX knows that it varies; two JAXs have two names for it."""
+        kind = jax.typeof(array)
+        manual = getattr(kind, "manual_axis_type", None)
+        return set(getattr(kind, "vma", ()) if manual is None else manual.varying)
 
     checked = axes(lax.axis_index(axis_name))  # empty where JAX does not check
     return bool(checked) and any(not names <= axes(leaf) for leaf in jax.tree.leaves(tree))

@@ -28,6 +28,7 @@ class EntropicDiagnostics(NamedTuple):
     alignment: jax.Array  # cosine of x − μ and the first gradient, float32, 0 where undefined
     scope: jax.Array  # γ, float32
     gradient_evaluations: jax.Array  # since the start: outer steps × L, int32
+    refused_updates: jax.Array  # since the start: those that did not count, int32
     first_gradient: PyTree | None  # kept while a cycle runs (streaming only)
 
 
@@ -49,6 +50,7 @@ def blank(first_gradient: PyTree | None) -> EntropicDiagnostics:
         alignment=real(),
         scope=real(),
         gradient_evaluations=whole(),
+        refused_updates=whole(),
         first_gradient=first_gradient,
     )
 
@@ -101,8 +103,9 @@ def observe_update(
     pseudo_gradient: PyTree,
     scope: ArrayLike,
     gradient_evaluations: ArrayLike,
+    counts: jax.Array,
 ) -> EntropicDiagnostics:
-    """Takes in the end of the loop, where x − μ is known."""
+    """Takes in the end of the loop, where x − μ is known, and whether the update counts."""
     norm = _trees.norm(pseudo_gradient)
     norms = norm * _trees.norm(record.first_gradient)
     inner_product = _trees.inner_product(pseudo_gradient, record.first_gradient)
@@ -114,4 +117,5 @@ def observe_update(
         alignment=jnp.asarray(alignment, jnp.float32),
         scope=jnp.asarray(scope, jnp.float32),
         gradient_evaluations=jnp.asarray(gradient_evaluations, jnp.int32),
+        refused_updates=record.refused_updates + (~counts).astype(jnp.int32),
     )

@@ -4,7 +4,7 @@ The noise of parameter number p under a step's key is transform(hash(p, key)), a
 function. XLA fuses it into the Langevin step instead of writing it to memory, and the random words
 are the same under jit, vmap, pmap and any sharding. `jax.random` would draw the same law at several
 times the cost: on CPU its threefry is written to memory round by round. A sign needs one bit, so
-one word gives Rademacher noise for 32 steps: small leaves keep it, large ones hash anew. The noise
+one word gives Rademacher noise for 32 steps: small leaves keep it, large ones hash again. The noise
 of a small tree is drawn for all steps of a loop at once.
 """
 
@@ -40,20 +40,25 @@ _PAGE_KEY = np.uint32(0x9E3779B9)
 def typed_key(key: Key) -> jax.Array:
     """A typed key, in memory of its own, from an int, a typed key or a legacy uint32 key."""
     if isinstance(key, int | np.integer):
-        top = 0 if -(2**31) <= int(key) < 2**32 else int(key) >> 32 & 0xFFFFFFFF
-        halves = np.uint32(int(key) & 0xFFFFFFFF), np.uint32(top)
+        upper = 0 if -(2**31) <= int(key) < 2**32 else int(key) >> 32 & 0xFFFFFFFF
+        halves = np.uint32(int(key) & 0xFFFFFFFF), np.uint32(upper)
         # Put on the device explicitly, for users who forbid transfers behind their back.
         return _seeded(*jax.device_put(halves))
     array = jnp.asarray(key)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.random.clone(array)
     if array.ndim == 0:
-        wide = array.dtype.itemsize == 8
-        high = array >> 32 if wide else jnp.zeros_like(array)  # −1 for a small negative seed
-        high = jnp.where(high == -1, 0, high) if array.dtype == jnp.int64 else high
-        return _seeded(array.astype(jnp.uint32), high.astype(jnp.uint32))
+        return _seeded(array.astype(jnp.uint32), _upper_half(array))
     legacy = _threefry(array) if array.shape == (2,) else _rbg(array)
     return jax.random.clone(legacy)
+
+
+def _upper_half(seed: jax.Array) -> jax.Array:
+    """The upper 32 bits of a seed; zero for one that is a small negative number."""
+    if seed.dtype.itemsize < 8:
+        return jnp.zeros((), jnp.uint32)
+    upper = seed >> 32
+    return jnp.where(upper == -1, 0, upper).astype(jnp.uint32)
 
 
 def threefry(key: jax.Array) -> jax.Array:

@@ -89,17 +89,19 @@ def entropic(
     trajectory, noise included.
 
     Cost of one update: L gradient evaluations, as many as L steps of plain SGD. Memory: x′ and μ
-    in the accumulator's dtype, and the state of ``inner_transform``; in streaming mode x besides.
+    in the accumulator's dtype, and the state of ``inner_transform``; in streaming mode also x.
     With donated arguments they change in place, beside a gradient and, in scan mode, a copy of x.
     Nothing grows with L but ``batches``, and for small networks up to 1 MiB of noise.
 
-    Always call ``update`` under ``jax.jit``: outside, every call compiles the scan anew.
+    Always call ``update`` under ``jax.jit``: outside, every call compiles the scan again.
 
-    An update that is not finite is not taken: ``updates`` are zero, ``base_state`` stays, x′, μ and
-    ``inner_state`` start afresh from x, and the count goes on. In streaming mode a Langevin step
-    that is not finite sends x′, μ and ``inner_state`` back to x as well. To survive a bad gradient
-    inside the loop, without giving up the other L − 1, put ``optax.apply_if_finite`` or
-    ``optax.zero_nans`` into ``inner_transform``.
+    A cycle of L steps in which x′, or a state that is carried on, turned non-finite does not count,
+    nor does one after which x would: ``updates`` are zero, ``base_state`` stays, x′, μ and
+    ``inner_state`` start again from x, and the count goes on, as do schedules inside. In streaming
+    mode, elements of x′ that are not finite stay where they were until the cycle ends, so that
+    ``params`` are finite at all times. ``diagnostics=True`` counts the ``refused_updates``. To
+    survive a bad gradient inside the loop, without giving up the other L − 1, put
+    ``optax.apply_if_finite`` or ``optax.zero_nans`` into ``inner_transform``.
 
     Transformations chained *before* this one see only ``grads``; clipping, weight decay and
     masking of all L gradients belong into ``inner_transform`` (or use streaming mode).
@@ -122,8 +124,9 @@ def entropic(
         momentum, clipping, weight decay, preconditioning, without a learning rate of its own (a
         whole optimizer needs ``optax.scale(-1)`` after it). Its ``params`` are x′. None for the
         gradients as they are.
-      reset_inner_state: whether each update starts ``inner_transform`` afresh, as the paper's code
+      reset_inner_state: whether each update starts ``inner_transform`` again, as the paper's code
         does, or goes on with its state, as the authors' later code does, which trains faster.
+        Schedules in it go on counting gradients in either case.
       noise: "gaussian", or "rademacher": ±1, cheaper, and enough for the weak order of the scheme.
       scale_by_scope: whether G = γ (x − μ), as the paper prints it, instead of x − μ, as its
         experiments ran.
@@ -141,7 +144,8 @@ def entropic(
 
     Raises:
       ValueError: here for an argument out of its range; in ``update`` for a missing ``grad_fn`` or
-        ``params``, batches of another length, gradients of another structure.
+        ``params``, batches of another length, gradients or a state of other parameters.
+      TypeError: for an unknown keyword, with the one that may be meant.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from entropy_sgd_jax import entropic

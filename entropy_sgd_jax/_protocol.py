@@ -187,7 +187,7 @@ def same_tree(name: str, tree: PyTree, like: PyTree, advice: str) -> None:
     )
     for path in [*expected, *got]:
         if path not in got or path not in expected:
-            which = f"lacks {path}" if path in expected else f"has {path} besides"
+            which = f"lacks {path}" if path in expected else f"also has {path}"
             raise _checks.error(name, allowed, f"one that {which}", advice)
         if expected[path] != got[path]:
             shape = f"of the parameter's shape {expected[path]}"

@@ -11,8 +11,16 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
-from entropy_sgd_jax import _checks, _collectives, _guard, _protocol
+from entropy_sgd_jax import (
+    _checks,
+    _collectives,
+    _guard,
+    _protocol,
+    _quantisation,
+    _trees,
+)
 from entropy_sgd_jax._optimizers import build, entropic, sgd
 from entropy_sgd_jax._options import advised, with_options_of
 from entropy_sgd_jax._typing import (
@@ -96,8 +104,14 @@ def add_elastic_coupling(
     return optax.GradientTransformation(init, update)
 
 
+class AverageState(NamedTuple):
+    """State of `average_over_replicas` in integers."""
+
+    residual: PyTree  # what rounding left out, like the updates, float32
+
+
 def average_over_replicas(
-    axis_name: AxisName | None,
+    axis_name: AxisName | None, *, bits: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the updates by their mean over the replicas that can contribute.
 
@@ -110,15 +124,23 @@ def average_over_replicas(
     weights are 0 there is no mean: the result is NaN, at which `entropic` takes no step. Weights
     go through the updates' dtype, so keep them near 1 for float16.
 
+    With ``bits`` the mean is exchanged in integers: an all-to-all of each replica's share, its
+    mean, and an all-gather, with a float32 scale for every 64 numbers. That is 0.27 of the bytes
+    of an all-reduce in float32 with 8 bits, and 0.14 with 4. Rounding is fed back: what it leaves
+    out is kept and added the next time. All updates are put into one vector for it, which gathers
+    those that are sharded.
+
     Args:
       axis_name: the axis, or axes, of the replicas; None for a single one, of which the mean is
         itself.
+      bits: 8 or 4; None for the updates' own dtype.
 
     Returns:
-      A transformation without state.
+      A transformation without state, or with the residuals, float32, as many as parameters.
 
     Raises:
-      ValueError: in ``update`` for an axis that is not bound, or a concrete weight below 0.
+      ValueError: for ``bits`` without an axis; in ``update`` for an axis that is not bound, or a
+        concrete weight below 0.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax import average_over_replicas
@@ -127,8 +149,22 @@ def average_over_replicas(
     >>> updates, weights = jnp.array([1.0, 2.0, 6.0]), jnp.array([1.0, 1.0, 2.0])
     >>> print(jax.vmap(mean, axis_name="replica")(updates, weights))
     [3.75 3.75 3.75]
+
+    References:
+      Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
+      https://arxiv.org/abs/2501.18512, for few bits. The two rounds of rounding are torchft's, the
+      feedback is that of Seide et al., "1-bit stochastic gradient descent", 2014.
     """
-    axis_name = _checks.check("axis_name", axis_name)
+    axis_name, bits = _checks.check("axis_name", axis_name), _checks.check("bits", bits)
+    if bits is not None and axis_name is None:
+        advice = "One replica exchanges nothing; name the axis of several."
+        raise _checks.error("bits", "None without an axis of replicas", str(bits), advice)
+
+    def init(params: PyTree) -> optax.EmptyState | AverageState:
+        if bits is None:
+            return optax.EmptyState()
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.float32), params)
+        return AverageState(_collectives.own(zeros, axis_name))
 
     def update(
         updates: PyTree,
@@ -139,22 +175,23 @@ def average_over_replicas(
         **extra_args: Any,
     ) -> tuple[PyTree, PyTree]:
         del params, extra_args
-        if replica_weight is None:
-            weight = jnp.ones((), jnp.float32)
-        else:
-            weight = jnp.asarray(_checks.check("replica_weight", replica_weight), jnp.float32)
-        if axis_name is not None:
-            _protocol.bound("axis_name", axis_name)
-            weight = jnp.where(_guard.all_finite(updates), weight, jnp.zeros_like(weight))
-            updates = _collectives.weighted_mean(updates, weight, axis_name)
-        elif replica_weight is not None:
-            nobody = jnp.asarray(jnp.nan, jnp.float32)
-            updates = jax.tree.map(
-                lambda leaf: jnp.where(weight == 0, nobody.astype(leaf.dtype), leaf), updates
-            )
-        return updates, state
+        weight = 1 if replica_weight is None else _checks.check("replica_weight", replica_weight)
+        weight = jnp.asarray(weight, jnp.float32)
+        if axis_name is None:
+            if replica_weight is not None:
+                nobody = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), updates)
+                updates = _trees.where(weight == 0, nobody, updates)
+            return updates, state
+        _protocol.bound("axis_name", axis_name)
+        weight = jnp.where(_guard.all_finite(updates), weight, jnp.zeros_like(weight))
+        if bits is None:
+            return _collectives.weighted_mean(updates, weight, axis_name), state
+        numbers, unravel = ravel_pytree(_trees.cast_like(updates, state.residual))
+        residual, _ = ravel_pytree(state.residual)
+        mean, residual = _quantisation.mean(numbers, residual, weight, axis_name, bits)
+        return _trees.cast_like(unravel(mean), updates), AverageState(unravel(residual))
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def replica_average(params: Tree, axis_name: AxisName | None) -> Tree:
@@ -368,6 +405,7 @@ def diloco(
     inner_optimizer: optax.GradientTransformation | None = None,
     inner_learning_rate: ScalarOrSchedule | None = None,
     inner_transform: optax.GradientTransformation | None = None,
+    bits: int | None = None,
     **options: Unpack[LangevinOptions],
 ) -> EntropicTransformation:
     r"""DiLoCo: L local steps of AdamW in each replica, then one Nesterov step on their mean.
@@ -380,13 +418,17 @@ def diloco(
     It is Entropy-SGD's loop without scope and noise, keeping the last x′ and the inner state:
     ``entropic(optax.chain(average_over_replicas(replica_axis_name), optax.sgd(learning_rate,
     momentum, nesterov)), averaging=1, scope=0, noise_scale=0, reset_inner_state=False, ...)``.
-    Without an axis, on one worker, it is SNOO. With Muon inside,
-    ``optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0))``, it is MuLoCo, and with any
-    direction inside and ``momentum=None`` it is Lookahead.
+    Without an axis, on one worker, it is SNOO. With ``inner_optimizer=optax.contrib.muon(...)`` it
+    is MuLoCo, and with any optimizer inside and ``momentum=None`` it is Lookahead.
 
     Cost of an update: L gradient evaluations in each replica, and one all-reduce of the
     parameters, which is 1/L of data-parallel SGD's communication. In streaming mode the all-reduce
     is in the branch that every L-th update takes.
+
+    ``update(..., replica_weight=w)`` weights the mean by a scalar w ≥ 0 of each replica, 0 if it is
+    absent. A replica whose pseudo-gradient is not finite counts as 0, takes the others' step, and
+    starts its next round at the common x with a fresh inner state. If the weights sum to 0,
+    nobody steps.
 
     All other arguments are ``entropic``'s. Each replica may itself be data-parallel, over
     ``batch_axis_name``.
@@ -399,12 +441,16 @@ def diloco(
       replica_axis_name: the axis of ``vmap``, ``pmap`` or ``shard_map`` over the replicas; None
         for one worker.
       inner_steps: L, local steps per outer step: tens on one worker, 500 in DiLoCo.
+      inner_optimizer: takes the local steps at its own learning rate, ``optax.adamw(4e-4)``; a
+        schedule in it counts gradients. Give it, or the next two.
       inner_learning_rate: of the local steps; a number or a schedule of the gradient evaluations.
       inner_transform: D, the direction of the local steps, uphill, without a learning rate. None
         for that of ``optax.adamw``,
         ``optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))``.
+      bits: 8 or 4 to exchange the mean in integers of that many bits with feedback of what
+        rounding leaves out, see ``average_over_replicas``; None for the parameters' own dtype.
       averaging: weight of the newest x′ in the mean that stands for it; 1 keeps the last.
-      reset_inner_state: whether each outer step starts the inner optimizer afresh.
+      reset_inner_state: whether each outer step starts the inner optimizer again.
 
     Returns:
       A transformation whose state is an ``EntropicState``. The replicas' x stay equal.
@@ -415,8 +461,9 @@ def diloco(
     >>> import jax, jax.numpy as jnp, optax
     >>> from entropy_sgd_jax import anchor_params, diloco
     >>> rate = optax.cosine_decay_schedule(0.03, 500)
+    >>> inner = optax.adamw(rate)
     >>> tx = diloco(
-    ...     replica_axis_name="replica", inner_steps=5, inner_learning_rate=rate, streaming=True
+    ...     replica_axis_name="replica", inner_steps=5, inner_optimizer=inner, streaming=True
     ... )
     >>> def step(params, state, batch):
     ...     grads = jax.grad(lambda params: jnp.mean((params - batch) ** 2))(params)
@@ -445,7 +492,7 @@ def diloco(
         inner_optimizer, inner_learning_rate, inner_transform
     )
     return build(
-        optax.chain(average_over_replicas(replica_axis_name), step),
+        optax.chain(average_over_replicas(replica_axis_name, bits=bits), step),
         replica_axis_name=replica_axis_name,
         inner_steps=inner_steps,
         inner_learning_rate=inner_learning_rate,

@@ -123,7 +123,7 @@ def _entropic_states(state: PyTree) -> list[EntropicState]:
 def _overlay(state: EntropicState, params: PyTree) -> PyTree:
     """x where `state` has it, and `params` where `state` has a MaskedNode."""
     assert state.inner_count is not None
-    between_cycles = state.inner_count == 0
+    between_cycles = ~state.inner_count.astype(bool)
 
     def is_hidden(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)

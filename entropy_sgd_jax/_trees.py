@@ -10,6 +10,12 @@ import jax.numpy as jnp
 from entropy_sgd_jax._typing import PyTree
 
 
+def wide(leaf: Any) -> Any:
+    """The dtype of `leaf`, at least float32."""
+    dtype = jnp.result_type(leaf)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """`tree` in the dtypes of `like`."""
     return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), tree, like)
@@ -39,12 +45,12 @@ def inner_product(a: PyTree, b: PyTree) -> jax.Array:
     """
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(a.dtype, jnp.float32)
-        return jnp.sum(a.astype(wide) * b.astype(wide))
+        dtype = wide(a)
+        return jnp.sum(a.astype(dtype) * b.astype(dtype))
 
     products: list[Any] = jax.tree.leaves(jax.tree.map(product, a, b))
-    wide = jnp.result_type(jnp.float32, *products)
-    return sum((jnp.asarray(p, wide) for p in products), start=jnp.zeros((), wide))
+    dtype = max((p.dtype for p in products), key=lambda d: d.itemsize, default=jnp.float32)
+    return sum((p.astype(dtype) for p in products), start=jnp.zeros((), dtype))
 
 
 def norm(tree: PyTree) -> jax.Array:

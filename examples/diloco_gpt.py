@@ -1,269 +1,143 @@
-"""A character GPT in 4 and 8 replicas that meet once in 20 gradients, beside data-parallel AdamW.
+"""A character GPT in 4 replicas that meet once in 20 gradients, beside data-parallel AdamW.
 
+    python examples/diloco_gpt.py
     python examples/diloco_gpt.py --text shakespeare.txt
-    python examples/diloco_gpt.py --text shakespeare.txt --tune
 
-The first trains all three at the same number of gradient evaluations on the same batches, prints a
-table and draws the loss against gradient evaluations and against bytes communicated. The second
-prints the table from which SETTINGS was chosen. Replicas are a `vmap` here, so that one machine
-will do; on devices of their own the same step stands under `shard_map`.
+Both train on the same batches, by default of Python's own reference. The figure has the loss
+against gradients and against bytes communicated. Replicas are a `vmap` here, so that one machine
+will do; on devices of their own the same step runs under `shard_map`. With tuned settings, more
+replicas and seeds it is a study: `python -m experiments.studies.diloco_gpt --text FILE`.
 """
 
-from __future__ import annotations
-
+import argparse
 import functools
-import json
-import math
 import pathlib
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pydoc_data.topics import topics
 
-from errors import InputError, OneLineParser, one_line_errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
 
-with one_line_errors("diloco_gpt.py"):
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-    from flax import nnx
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
+from entropy_sgd_jax import diloco
 
-    from entropy_sgd_jax import diloco
-    from report import figure_path, mean_and_spread, standard_error
-    from settings import positive
-    from text import Text, load_characters
-    from workloads.char_gpt import Network
-
-LENGTH, WIDTH, LAYERS = 64, 96, 3  # symbols seen, width and number of blocks
-BATCH = 32  # windows in each gradient of all replicas together
-INNER_STEPS = 20  # L
-ROUNDS_BETWEEN = 5  # rounds of L gradients from one measurement to the next
-VALIDATION = 50_000  # symbols, at the most, to judge by while tuning
+LENGTH, WIDTH, LAYERS, HEADS = 64, 96, 2, 3
+BATCH, INNER_STEPS = 32, 20  # windows in each gradient of all replicas together, and L
 
 
-class Way(NamedTuple):
-    """A number of replicas, and how they train."""
+class Block(nnx.Module):
+    """Causal attention, then two layers for each position by itself."""
 
-    replicas: int
-    learning_rate: float  # the peak of AdamW's, alone or inside
-    momentum: float | None  # of the outer Nesterov steps; None for AdamW alone
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """All of one width."""
+        self.norms = nnx.List(nnx.LayerNorm(WIDTH, rngs=rngs) for _ in range(2))
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+        self.expand = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs)
+        self.contract = nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)
 
-
-# The best by --tune on Tiny Shakespeare, of four settings for each.
-SETTINGS = {
-    "data-parallel AdamW": Way(1, 4e-3, None),
-    "DiLoCo, 4 replicas": Way(4, 4e-3, 0.5),
-    "DiLoCo, 8 replicas": Way(8, 8e-3, 0.5),
-}
-CANDIDATES = {
-    "data-parallel AdamW": [Way(1, rate, None) for rate in (2e-3, 4e-3, 8e-3, 16e-3)],
-    **{
-        f"DiLoCo, {replicas} replicas": [
-            Way(replicas, rate, momentum) for rate in (4e-3, 8e-3) for momentum in (0.5, 0.9)
-        ]
-        for replicas in (4, 8)
-    },
-}
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Adds both to `hidden`."""
+        mask = nnx.make_causal_mask(hidden[..., 0])
+        hidden += self.attention(self.norms[0](hidden), mask=mask)
+        return hidden + self.contract(nnx.gelu(self.expand(self.norms[1](hidden))))
 
 
-class Curve(NamedTuple):
-    """What one run went through."""
+class GPT(nnx.Module):
+    """Vectors of symbols and positions, blocks, logits of the next symbol."""
 
-    gradient_evaluations: list[int]  # on the whole batch
-    gigabytes: list[float]  # all-reduced by each device
-    loss: list[float]  # nats per character, on text that was not trained on
-    seconds: float
+    def __init__(self, symbols: int, rngs: nnx.Rngs) -> None:
+        """For a vocabulary of this many symbols."""
+        self.symbols = nnx.Embed(symbols, WIDTH, rngs=rngs)
+        self.positions = nnx.Embed(LENGTH, WIDTH, rngs=rngs)
+        self.blocks = nnx.List(Block(rngs) for _ in range(LAYERS))
+        self.last = nnx.Linear(WIDTH, symbols, rngs=rngs)
+
+    def __call__(self, symbols: jax.Array) -> jax.Array:
+        """Of shape (windows, length, symbols)."""
+        hidden = self.symbols(symbols) + self.positions(jnp.arange(LENGTH))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.last(hidden)
 
 
-def make_network(symbols: int) -> Callable[[nnx.Rngs], Network]:
-    return lambda rngs: Network(symbols, LENGTH, WIDTH, LAYERS, 0.0, rngs)
+def train(replicas: int, text: np.ndarray, steps: int) -> tuple[list[int], list[float], int]:
+    """Gradients and test losses once in a while, and the number of weights; one replica is AdamW
+    on whole batches, several are DiLoCo, each on its share of every batch.
+    """
+    network = GPT(text.max() + 1, nnx.Rngs(0))
+    graphdef, params = nnx.split(network, nnx.Param)
+    rate = optax.warmup_cosine_decay_schedule(0, 4e-3, steps // 20, steps)
+    tx = optax.adamw(rate)
+    if replicas > 1:
+        tx = diloco(
+            momentum=0.5, replica_axis_name="replica", inner_steps=INNER_STEPS,
+            inner_learning_rate=rate, streaming=True,
+        )  # fmt: skip
 
-
-def make_loss(symbols: int) -> Callable[[Any, jax.Array], jax.Array]:
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_network(symbols)(nnx.Rngs(0))))
-
-    def loss(params: Any, windows: jax.Array) -> jax.Array:
-        """Mean cross-entropy in nats; windows have one symbol more than the network sees."""
+    def loss(params: nnx.State, windows: jax.Array) -> jax.Array:
         logits = nnx.merge(graphdef, params)(windows[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
-    return loss
-
-
-def make_optimizer(way: Way, steps: int) -> optax.GradientTransformationExtraArgs:
-    rate = optax.warmup_cosine_decay_schedule(0, way.learning_rate, steps // 20, steps)
-    if way.momentum is None:
-        return optax.adamw(rate)
-    return diloco(
-        momentum=way.momentum,
-        replica_axis_name="replica",
-        inner_steps=INNER_STEPS,
-        inner_learning_rate=rate,
-    )
-
-
-def one_round(way: Way, tx: Any, loss: Any, params: Any, state: Any, batches: Any) -> Any:
-    """L gradients of one replica, on batches of shape (L, batch, symbols)."""
-    grad_fn = jax.grad(loss)
-    if way.momentum is not None:
-        updates, state = tx.update(None, state, params, grad_fn=grad_fn, batches=batches)
+    def step(params: nnx.State, state: tuple, windows: jax.Array) -> tuple:
+        updates, state = tx.update(jax.grad(loss)(params, windows), state, params)
         return optax.apply_updates(params, updates), state
 
-    def step(carry: Any, batch: Any) -> Any:
-        params, state = carry
-        updates, state = tx.update(grad_fn(params, batch), state, params)
-        return (optax.apply_updates(params, updates), state), None
+    @functools.partial(jax.jit, donate_argnums=0)
+    def cycle(carry: tuple, starts: jax.Array) -> tuple:
+        """L gradients: DiLoCo's replicas meet at the end."""
 
-    return jax.lax.scan(step, (params, state), batches)[0]
+        def body(carry: tuple, starts: jax.Array) -> tuple:
+            windows = train_text[starts[:, None] + jnp.arange(LENGTH + 1)]
+            shares = windows.reshape(replicas, -1, LENGTH + 1)
+            return jax.vmap(step, axis_name="replica")(*carry, shares), None
 
+        return jax.lax.scan(body, carry, starts)[0]
 
-def train(way: Way, text: Text, steps: int, seed: int) -> Iterator[tuple[int, float]]:
-    """Yields (gradient evaluations, loss) once in a while; all ways see the same batches."""
-    loss, tx = make_loss(text.symbols), make_optimizer(way, steps)
-    key, symbols = jax.random.key(seed), jax.device_put(text.train)
-    params = nnx.state(make_network(text.symbols)(nnx.Rngs(seed)), nnx.Param)
-    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * way.replicas), params)
-    state = jax.vmap(tx.init)(params)
-    replica_round = jax.vmap(functools.partial(one_round, way, tx, loss), axis_name="replica")
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def rounds(params: Any, state: Any, first: jax.Array) -> Any:
-        def body(index: jax.Array, carry: Any) -> Any:
-            shape = (INNER_STEPS, BATCH, 1)
-            starts = jax.random.randint(
-                jax.random.fold_in(key, first + index), shape, 0, len(symbols) - LENGTH
-            )
-            windows = symbols[starts + jnp.arange(LENGTH + 1)]
-            windows = windows.reshape(INNER_STEPS, way.replicas, -1, LENGTH + 1)
-            return replica_round(*carry, windows.swapaxes(0, 1))
-
-        return jax.lax.fori_loop(0, ROUNDS_BETWEEN, body, (params, state))
-
-    rest = len(text.test) // (LENGTH + 1)
-    if not rest:
-        raise InputError(f"--text has {len(text.test)} characters to test on, too few for a window")
-    judged = jnp.asarray(text.test[: rest * (LENGTH + 1)]).reshape(rest, -1)
-    judge = jax.jit(lambda params: loss(jax.tree.map(lambda leaf: leaf[0], params), judged))
-    for first in range(0, steps // INNER_STEPS, ROUNDS_BETWEEN):
-        params, state = rounds(params, state, jnp.int32(first))
-        yield (first + ROUNDS_BETWEEN) * INNER_STEPS, float(judge(params))
-
-
-def run(name: str, way: Way, text: Text, steps: int, seed: int, console: Console) -> Curve:
-    began = time.perf_counter()
-    measurements = steps // (INNER_STEPS * ROUNDS_BETWEEN)
-    points = list(track(train(way, text, steps, seed), name, total=measurements, console=console))
-    seconds = time.perf_counter() - began
-    parameters = sum(
-        leaf.size
-        for leaf in jax.tree.leaves(
-            nnx.eval_shape(lambda: nnx.state(make_network(text.symbols)(nnx.Rngs(0)), nnx.Param))
-        )
-    )
-    meetings = 1 if way.momentum is None else INNER_STEPS  # gradients from one to the next
-    return Curve(
-        [evaluations for evaluations, _ in points],
-        [4e-9 * parameters * evaluations / meetings for evaluations, _ in points],
-        [loss for _, loss in points],
-        seconds,
-    )
-
-
-def draw(curves: dict[str, list[Curve]], path: pathlib.Path) -> None:
-    """Mean over the seeds, with its standard error; an arrow for what the fewest bytes save."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for name, runs in curves.items():
-        losses = np.array([curve.loss for curve in runs])
-        mean, error = losses.mean(axis=0), standard_error(losses.T)
-        for axes, x in ((left, runs[0].gradient_evaluations), (right, runs[0].gigabytes)):
-            (line,) = axes.plot(x, mean, label=name, marker="o", ms=3)
-            axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.15)
-    left.set(xlabel="gradient evaluations on the whole batch", ylabel="test loss, nats / character")
-    left.set_title("for each gradient: down is better", loc="left", fontsize=11)
-    right.set(xlabel="gigabytes all-reduced by each device", xscale="log")
-    right.set_title("for each byte: left and down is better", loc="left", fontsize=11)
-    left.legend(frameon=False)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    draw_saving(right, *list(curves.values())[:2])
-    figure.savefig(path, dpi=120)
-
-
-def draw_saving(axes: Axes, costly: list[Curve], cheap: list[Curve]) -> None:
-    """An arrow between the bytes at which both ways reach one loss, if they do."""
-    (loss, few), (others, many) = (
-        (np.mean([curve.loss for curve in runs], axis=0), np.array(runs[0].gigabytes))
-        for runs in (cheap, costly)
-    )
-    level = max(loss.min(), others.min())
-    start, end = (
-        np.interp(-level, -values, sizes) for values, sizes in ((others, many), (loss, few))
-    )
-    if others[0] < level or loss[0] < level or start <= end:
-        return
-    axes.annotate("", (end, level), (start, level), arrowprops={"arrowstyle": "->"})
-    middle = math.sqrt(start * end)
-    axes.text(middle, level, f"{start / end:.0f} × fewer bytes", ha="center", va="bottom")
-
-
-def table(curves: dict[str, list[Curve]]) -> Table:
-    shown = Table("", "test loss, nats / character", "gigabytes per device", "seconds")
-    for name, runs in curves.items():
-        last = np.array([curve.loss[-1] for curve in runs])
-        shown.add_row(
-            name,
-            mean_and_spread(last, ".3f"),
-            f"{runs[0].gigabytes[-1]:.3f}",
-            f"{np.mean([curve.seconds for curve in runs]):.0f}",
-        )
-    return shown
-
-
-def tune(text: Text, steps: int, console: Console) -> None:
-    shown = Table("", "learning rate", "outer momentum", "validation loss")
-    for name, ways in CANDIDATES.items():
-        for way in ways:
-            curve = run(f"{name} {way[1:]}", way, text, steps, 0, console)
-            shown.add_row(
-                name, f"{way.learning_rate:g}", str(way.momentum), f"{curve.loss[-1]:.3f}"
-            )
-    console.print(shown)
+    cut = len(text) * 9 // 10
+    train_text, rest = jnp.asarray(text[:cut]), text[cut:]
+    judged = jnp.asarray(rest[: len(rest) // (LENGTH + 1) * (LENGTH + 1)]).reshape(-1, LENGTH + 1)
+    judge = jax.jit(lambda params: loss(jax.tree.map(lambda leaf: leaf[0], params), judged[:500]))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * replicas), params)
+    carry = params, jax.vmap(tx.init)(params)
+    random, cycles = np.random.default_rng(0), steps // INNER_STEPS
+    gradients, losses = [], []
+    for done in range(1, cycles + 1):
+        carry = cycle(carry, random.integers(0, cut - LENGTH, (INNER_STEPS, BATCH)))
+        if done % max(1, cycles // 8) == 0 or done == cycles:
+            gradients.append(done * INNER_STEPS)
+            losses.append(float(judge(carry[0])))
+    return gradients, losses, size
 
 
 def main() -> None:
-    parser = OneLineParser(prog="diloco_gpt.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--text", required=True, help="any text file, plain or .gz")
-    parser.add_argument(
-        "--steps", type=positive, default=800, help="gradient evaluations, a multiple of 100"
-    )
-    parser.add_argument("--seeds", type=positive, default=1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", type=pathlib.Path, help="any text file (default Python's own)")
+    parser.add_argument("--steps", type=int, default=800, help="gradients (default 800)")
     parser.add_argument("--out", default="diloco_gpt.png", help="the figure")
-    parser.add_argument("--tune", action="store_true", help="try the settings on validation text")
     options = parser.parse_args()
-    console, between = Console(), INNER_STEPS * ROUNDS_BETWEEN
-    if options.steps < between or options.steps % between:
-        raise InputError(f"--steps {options.steps} given, a multiple of {between} expected")
-    if options.tune:
-        tune(load_characters(None, options.text, VALIDATION), options.steps, console)
-        return
-    figure = figure_path(options.out)
-    text = load_characters(None, options.text)
-    curves = {
-        name: [run(name, way, text, options.steps, seed, console) for seed in range(options.seeds)]
-        for name, way in SETTINGS.items()
-    }
-    console.print(table(curves))
-    draw(curves, figure)
-    record = {name: [curve._asdict() for curve in runs] for name, runs in curves.items()}
-    figure.with_suffix(".json").write_text(json.dumps(record))
+    if options.steps < INNER_STEPS:
+        parser.error(f"--steps {options.steps}: at least {INNER_STEPS}, for one round")
+    content = options.text.read_bytes() if options.text else "".join(topics.values()).encode()
+    text = np.unique(np.frombuffer(content, np.uint8), return_inverse=True)[1].astype(np.int32)
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for name, replicas in {"data-parallel AdamW": 1, "DiLoCo, 4 replicas": 4}.items():
+        gradients, losses, size = train(replicas, text, options.steps)
+        between = 1 if replicas == 1 else INNER_STEPS  # gradients from one all-reduce to the next
+        gigabytes = 4e-9 * size / between * np.array(gradients)
+        left.plot(gradients, losses, marker="o", ms=3, label=name)
+        right.plot(gigabytes, losses, marker="o", ms=3)
+        print(f"{name:20} test loss {losses[-1]:.3f} nats, {gigabytes[-1]:.3f} GB per device")
+    left.set(xlabel="gradient evaluations on the whole batch", ylabel="test loss, nats / character")
+    right.set(xlabel="gigabytes all-reduced by each device", xscale="log")
+    left.legend(frameon=False)
+    figure.savefig(options.out, dpi=120)
+    print(options.out)
 
 
 if __name__ == "__main__":
-    with one_line_errors("diloco_gpt.py"):
-        main()
+    main()

@@ -1,174 +1,144 @@
-"""How wide the valleys are in which SGD, Adam, SAM, Entropy-SGD and Parle end, side by side.
+"""How wide are the valleys in which SGD, Adam and Entropy-SGD end? Three measures and a picture.
 
     python examples/flatness_table.py
 
-Each trains a network of 8,970 weights on scikit-learn's 8×8 digits, from the same starts and with
-the same number of gradient evaluations. A table compares the Hessians at the ends, and a figure how
-the training error grows as the weights are perturbed. Minutes on two CPU cores.
+Each trains a network of 8,970 weights on scikit-learn's 8×8 digits, from the same starts, by the
+same number of gradients. With SAM and Parle, more measures and more seeds it is a study:
+`python -m experiments.studies.flatness_table`.
 """
-
-from __future__ import annotations
 
 import argparse
 import functools
-from typing import Any
+from collections.abc import Callable
 
-from errors import OneLineParser, one_line_errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
 
-with one_line_errors("flatness_table.py"):
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
+from entropy_sgd_jax import entropy_sgd, flatness
 
-    import contestants
-    import digits
-    from datasets import Dataset, load_digits
-    from entropy_sgd_jax import flatness
-    from evaluation import Model
-    from report import figure_path, mean_and_spread
-    from settings import Settings, positive
-    from spectrum import logits_of, loss_of, stacked_batches, train_to_the_end
-    from training import Measurement
+TRAIN, BATCH_SIZE, UPDATES, L = 1280, 64, 100, 20  # L gradients in each update, one on each batch
+SEEDS = jnp.arange(3)
+STRENGTHS = np.linspace(0, 0.6, 13)  # of noise, relative to each weight
+SHOWN = 6  # the strength in the table: 0.3
+MEASURES = ("training loss", "largest eigenvalue", "trace", "local energy", "test error, %")
 
-COMMON = Settings(
-    effective_epochs=100, batch_size=64, schedule="cosine", inner_schedule="cosine", momentum=0.9
-)
-# Learning rates of an earlier round of tune_digits.py; SAM has SGD's, and the radius of its paper,
-# Parle Entropy-SGD's. Parle's gradients are those of all replicas together.
+images, labels = map(jnp.asarray, load_digits(return_X_y=True))
+images = (images - images.mean()) / images.std()
+
+
+def initial_params(key: jax.Array) -> list[dict]:
+    """Weights and biases of three layers."""
+    shapes = zip(jax.random.split(key, 3), [(64, 64), (64, 64), (64, 10)], strict=True)
+    return [
+        {"w": jax.random.normal(k, shape) * (2 / shape[0]) ** 0.5, "b": jnp.zeros(shape[1])}
+        for k, shape in shapes
+    ]
+
+
+def logits(params: list[dict], images: jax.Array) -> jax.Array:
+    """Of ten classes; ReLU between the layers."""
+    *hidden, last = params
+    for layer in hidden:
+        images = jax.nn.relu(images @ layer["w"] + layer["b"])
+    return images @ last["w"] + last["b"]
+
+
+def loss(params: list[dict], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Mean cross-entropy, in nats."""
+    images, labels = batch
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
+
+
+def errors(params: list[dict], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Wrong answers, in percent."""
+    images, labels = batch
+    return 100 * jnp.mean(logits(params, images).argmax(-1) != labels)
+
+
+def cosine(peak: float) -> optax.Schedule:
+    """A learning rate that falls to zero over all gradients."""
+    return optax.cosine_decay_schedule(peak, UPDATES * L)
+
+
+def one_by_one(tx: optax.GradientTransformation, params: list, state: tuple, batches: tuple):
+    """L updates of an Optax optimizer."""
+
+    def update(carry: tuple, batch: tuple) -> tuple[tuple, None]:
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(update, (params, state), batches)[0]
+
+
+def at_once(tx: optax.GradientTransformationExtraArgs, params: list, state: tuple, batches: tuple):
+    """One update of Entropy-SGD, with L gradients inside."""
+    updates, state = tx.update(None, state, params, grad_fn=jax.grad(loss), batches=batches)
+    return optax.apply_updates(params, updates), state
+
+
 OPTIMIZERS = {
-    "SGD": ("sgd", {"learning_rate": 0.1}),
-    "Adam": ("adam", {"learning_rate": 0.01, "b1": 0.8}),
-    "SAM": ("sam", {"learning_rate": 0.1, "rho": 0.05}),
+    "SGD": (optax.sgd(cosine(0.1), momentum=0.9, nesterov=True), one_by_one),
+    "Adam": (optax.adam(cosine(0.01), b1=0.8), one_by_one),
     "Entropy-SGD": (
-        "entropy_sgd",
-        {
-            "learning_rate": 1.0,
-            "momentum": 0.0,
-            "inner_learning_rate": 0.2,
-            "scope": 0.3,
-            "reset_inner_state": False,
-        },
-    ),
-    "Parle, 3 replicas": (
-        "parle",
-        {
-            "learning_rate": 1.0,
-            "momentum": 0.0,
-            "inner_learning_rate": 0.2,
-            "scope": 0.3,
-            "reset_inner_state": False,
-            "replicas": 3,
-            "coupling": 0.1,
-        },
+        entropy_sgd(1.0, inner_learning_rate=cosine(0.2), scope=0.3, reset_inner_state=False),
+        at_once,
     ),
 }
-STRENGTHS = np.linspace(0, 0.6, 13)
-SHOWN = 6  # the strength in the table: 0.3
-EXAMPLES = 1280  # all training images
 
 
-def train(name: str, model: Model, dataset: Dataset, seeds: int) -> tuple[Any, Measurement]:
-    """Parameters and what was measured at the end, of every seed."""
-    recipe, arguments = OPTIMIZERS[name]
-    settings = Settings(**{**vars(COMMON), **arguments})
-    contestant, budget = contestants.prepare(
-        recipe, settings, len(dataset.train_labels), measurements=1
-    )
-    return train_to_the_end(contestant, model, dataset, budget, seeds)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def train(tx: optax.GradientTransformation, take_round: Callable, seed: jax.Array) -> list[dict]:
+    """From a start and through batches that depend on the seed alone."""
+    key = jax.random.key(seed)
+
+    def pass_over_data(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        rows = jax.random.permutation(key, TRAIN).reshape(L, BATCH_SIZE)
+        return take_round(tx, *carry, (images[rows], labels[rows])), None
+
+    params = initial_params(key)
+    keys = jax.random.split(jax.random.fold_in(key, 1), UPDATES)
+    return jax.lax.scan(pass_over_data, (params, tx.init(params)), keys)[0][0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def measure(model: Model, params: Any, batches: Any) -> dict[str, Any]:
+@jax.jit
+def measure(params: list[dict]) -> dict[str, jax.Array]:
     """The valley around one solution, in numbers."""
-    loss = loss_of(model)
-
-    def wrong(params: Any, batch: Any) -> Any:
-        return 100 * (logits_of(model, params, batch).argmax(-1) != batch[1]).mean()
-
-    density = flatness.spectral_density(loss, params, batches, num_probes=4, num_steps=60)
+    batches = images[:TRAIN].reshape(5, 256, -1), labels[:TRAIN].reshape(5, 256)
+    profile = flatness.local_energy(errors, params, batches, STRENGTHS).value
     return {
+        "training loss": loss(params, (images[:TRAIN], labels[:TRAIN])),
         "largest eigenvalue": flatness.top_eigenvalues(loss, params, batches, 1)[0],
         "trace": flatness.hessian_trace(loss, params, batches).value,
-        "share near zero": density.expectation(lambda x: 100 * (jnp.abs(x) < 1e-4)).value,
-        "sharpness": flatness.sharpness(loss, params, batches, 0.1),
-        "profile": flatness.local_energy(wrong, params, batches, STRENGTHS).value,
+        "local energy": profile[SHOWN],
+        "test error, %": errors(params, (images[TRAIN:], labels[TRAIN:])),
+        "profile": profile,
     }
-
-
-CAPTION = (
-    "Mean, and standard error where there are several seeds. Near 0: within 1e-4. Sharpness: rise "
-    "of the training loss within a ball of radius 0.1. Local energy: rise of the training error, "
-    f"in percentage points, at σ = {STRENGTHS[SHOWN]:.1f}."
-)
-
-
-def table_of(results: dict[str, dict[str, np.ndarray]]) -> Table:
-    """One row for each optimizer; mean and standard error over the seeds."""
-    table = Table(title="The valleys in which optimizers end (digits)", caption=CAPTION)
-    columns = {
-        "training loss": ("training loss", ".1e"),
-        "largest eigenvalue": ("λ max", ".3f"),
-        "trace": ("trace", ".2f"),
-        "share near zero": ("near 0, %", ".1f"),
-        "sharpness": ("sharpness", ".1e"),
-        "local energy": ("local energy", ".2f"),
-        "test error": ("test error, %", ".2f"),
-    }
-    table.add_column("optimizer")
-    for heading, _ in columns.values():
-        table.add_column(heading, justify="right")
-    for optimizer, values in results.items():
-        row = [mean_and_spread(values[name], digits) for name, (_, digits) in columns.items()]
-        table.add_row(optimizer, *row)
-    return table
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = OneLineParser(prog="flatness_table.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=positive, default=5, help="of each optimizer (default 5)")
-    parser.add_argument("--out", default="flatness_table.png", help="the figure")
-    return parser.parse_args()
 
 
 def main() -> None:
-    options = parse_arguments()
-    figure, dataset, console = figure_path(options.out), load_digits(), Console()
-    model, batches = digits.make_model((64, 64, 64, 10)), stacked_batches(dataset, EXAMPLES)
-    results = {}
-    for name in track(OPTIMIZERS, "measuring", console=console):
-        params, measurement = train(name, model, dataset, options.seeds)
-        each = [
-            jax.device_get(measure(model, jax.tree.map(lambda x: x[seed], params), batches))  # noqa: B023
-            for seed in range(options.seeds)
-        ]
-        results[name] = {key: np.array([one[key] for one in each]) for key in each[0]}
-        results[name] |= {
-            "training loss": np.asarray(measurement.train_loss),
-            "test error": np.asarray(measurement.test_error),
-            "local energy": results[name]["profile"][:, SHOWN],
-        }
-    console.print(table_of(results))
-    profiles = {
-        name: (STRENGTHS, flatness.Estimate(*mean_and_error(values["profile"])))
-        for name, values in results.items()
-    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="flatness_table.png", help="the figure")
+    out, profiles = parser.parse_args().out, {}
+    print(f"{'':12}", *(f"{what:>20}" for what in MEASURES))
+    for name, optimizer in OPTIMIZERS.items():
+        solutions = jax.vmap(functools.partial(train, *optimizer))(SEEDS)
+        found = jax.device_get(jax.lax.map(measure, solutions))
+        mean = jax.tree.map(lambda x: x.mean(axis=0), found)
+        error = jax.tree.map(lambda x: x.std(axis=0, ddof=1) / len(SEEDS) ** 0.5, found)
+        profiles[name] = STRENGTHS, flatness.Estimate(mean["profile"], error["profile"])
+        print(f"{name:12}", *(f"{mean[what]:9.2g} ± {error[what]:<8.1g}" for what in MEASURES))
     picture = flatness.plots.energy_profiles(
         profiles,
         ylabel="rise of the training error (percentage points)",
-        title=f"Local energy at solutions on digits (seeds: {options.seeds})",
+        title=f"Local energy at solutions on digits (seeds: {len(SEEDS)})",
     )
-    picture.savefig(figure, dpi=150)
-    console.print(f"Local energy: {figure}", soft_wrap=True)
-
-
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Over the seeds, the first axis."""
-    return values.mean(0), values.std(0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
+    picture.savefig(out, dpi=150)
+    print(out)
 
 
 if __name__ == "__main__":
-    with one_line_errors("flatness_table.py"):
-        main()
+    main()

@@ -1,0 +1,102 @@
+"""A mean over replicas that is exchanged in integers of 8 or 4 bits.
+
+Each replica owns a share of the numbers: it is sent that share by all, takes the mean, and sends it
+to all. Both times the numbers go as integers with a scale for each block. What rounding leaves out
+is kept, and added the next time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from entropy_sgd_jax import _collectives
+from entropy_sgd_jax._typing import AxisName
+
+BLOCK = 64  # numbers with one scale; even
+
+
+class Integers(NamedTuple):
+    """Blocks of numbers, as they are sent."""
+
+    values: jax.Array  # int8, shape (..., BLOCK), or uint8 with two of 4 bits in each, (…, BLOCK/2)
+    scales: jax.Array  # float32, shape (..., 1)
+
+
+def quantise(blocks: jax.Array, bits: int) -> Integers:
+    """Rounds blocks of shape (..., BLOCK) to the nearest of 2^bits − 1 levels around zero."""
+    levels = 2 ** (bits - 1) - 1
+    scales = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True) / levels
+    safe = jnp.where(scales > 0, scales, jnp.ones_like(scales))
+    values = jnp.round(blocks / safe).astype(jnp.int8)
+    if bits == 4:
+        low, high = values[..., 0::2], values[..., 1::2]
+        values = (low & 0xF).astype(jnp.uint8) | ((high & 0xF).astype(jnp.uint8) << 4)
+    return Integers(values, scales)
+
+
+def dequantise(integers: Integers, bits: int) -> jax.Array:
+    """The numbers that the integers stand for, shape (..., BLOCK), float32."""
+    values = integers.values
+    if bits == 4:
+        pairs = jnp.stack([values & 0xF, values >> 4], axis=-1).astype(jnp.int8)
+        signed = jnp.where(pairs > 7, pairs - 16, pairs)
+        values = signed.reshape((*values.shape[:-1], BLOCK))
+    return values.astype(jnp.float32) * integers.scales
+
+
+def mean(
+    numbers: jax.Array, residual: jax.Array, weight: jax.Array, axis_name: AxisName, bits: int
+) -> tuple[jax.Array, jax.Array]:
+    """The weighted mean of `numbers` over the replicas, and what rounding left out.
+
+    Args:
+      numbers: float32, shape (n,); anything where the weight is 0.
+      residual: what the last exchange left out, like `numbers`.
+      weight: of this replica, float32, at least 0, shape ().
+      axis_name: of the replicas.
+      bits: 8 or 4.
+
+    Returns:
+      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and the next residual.
+      Over exchanges with constant weights the means add up to what exact ones would, less what the
+      residuals hold.
+    """
+    replicas = lax.psum(1, axis_name)
+    absent = weight == 0
+    due = jnp.where(absent, jnp.zeros_like(numbers), numbers + residual)
+    blocks = _blocks(due, replicas)
+    sent = quantise(blocks, bits)
+    left_out = blocks - dequantise(sent, bits)
+
+    shares = jax.tree.map(lambda array: lax.all_to_all(array, axis_name, 0, 0), sent)
+    weights = lax.all_gather(weight, axis_name)
+    total = jnp.sum(weights)
+    share = jnp.tensordot(weights, dequantise(Integers(*shares), bits), 1) / total
+    rounded = quantise(share, bits)
+    # The owner adds what this second rounding left out to its own numbers.
+    missed = (share - dequantise(rounded, bits)) * total / jnp.where(absent, 1, weight)
+    left_out = left_out.at[lax.axis_index(axis_name)].add(missed)
+
+    everything = jax.tree.map(lambda array: _gather(array, axis_name), rounded)
+    averaged = dequantise(Integers(*everything), bits).reshape(-1)[: numbers.size]
+    left_out = left_out.reshape(-1)[: numbers.size]
+    return averaged, jnp.where(absent | (total == 0), residual, left_out)
+
+
+def _blocks(numbers: jax.Array, replicas: int) -> jax.Array:
+    """A share of whole blocks for each replica, padded with zeros."""
+    share = -(-numbers.size // (replicas * BLOCK)) * BLOCK
+    padded = jnp.pad(numbers, (0, replicas * share - numbers.size))
+    return padded.reshape(replicas, -1, BLOCK)
+
+
+def _gather(array: jax.Array, axis_name: AxisName) -> jax.Array:
+    """All shares, marked as equal on all devices where JAX wants to know."""
+    can_tell = "to" in inspect.signature(lax.all_gather).parameters
+    known: dict[str, Any] = {"to": "invariant"} if can_tell else {}
+    return lax.all_gather(array, axis_name, **(known if _collectives.inside_shard_map() else {}))

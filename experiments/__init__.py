@@ -1,0 +1,1 @@
+"""The paper's workloads and our studies of them: `python -m experiments.train mnistfc`."""

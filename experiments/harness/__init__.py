@@ -1,0 +1,1 @@
+"""Trains any workload with any optimizer, several seeds at once, and writes down what it saw."""

@@ -1,0 +1,244 @@
+"""The optimizers, each with the way it spends a round of mini-batches.
+
+To use the library in your own loop, compare `optax_round` with `entropy_round`, then `sgd` with
+`entropic_sgd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from entropy_sgd_jax import diloco, entropy_adam, entropy_sgd, parle, scoping
+from experiments.harness.settings import Settings
+from experiments.harness.training import Budget, Contestant, make_budget
+from experiments.io.errors import InputError
+
+ROUND = 20  # gradient evaluations per round of an optimizer without an inner loop; even, for SAM
+AXIS = "replicas"
+
+# Two ways to spend the same L gradient evaluations, one on each of L mini-batches.
+
+
+def optax_round(optimizer: Any, grad_fn: Any, params: Any, state: Any, batches: Any) -> Any:
+    """L updates, one after each gradient."""
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state = carry
+        grads = grad_fn(params, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, state), batches)
+    return params, state
+
+
+def entropy_round(optimizer: Any, grad_fn: Any, params: Any, state: Any, batches: Any) -> Any:
+    """One update, which evaluates all L gradients inside."""
+    updates, state = optimizer.update(None, state, params, grad_fn=grad_fn, batches=batches)
+    return optax.apply_updates(params, updates), state
+
+
+def sam_round(optimizer: Any, grad_fn: Any, params: Any, state: Any, batches: Any) -> Any:
+    """L / 2 updates, each of two gradients on one batch: at x and at the point of highest loss."""
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state = carry
+        updates, state = optimizer.update(
+            grad_fn(params, batch), state, params, grad_fn=lambda params, _: grad_fn(params, batch)
+        )
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, state), batches)
+    return params, state
+
+
+# The optimizers.
+
+
+def sgd(settings: Settings, budget: Budget) -> Contestant:
+    return Contestant(_sgd(settings, budget.gradient_evaluations), optax_round)
+
+
+def adam(settings: Settings, budget: Budget) -> Contestant:
+    rate = schedule(settings, budget.gradient_evaluations)
+    optimizer = optax.chain(*regularisers(settings), optax.adam(rate, settings.b1, settings.b2))
+    return Contestant(optimizer, optax_round)
+
+
+def adamw(settings: Settings, budget: Budget) -> Contestant:
+    rate = schedule(settings, budget.gradient_evaluations)
+    descent = optax.scale_by_learning_rate(rate)
+    return Contestant(optax.chain(adamw_direction(settings), descent), optax_round)
+
+
+def sam(settings: Settings, budget: Budget) -> Contestant:
+    optimizer = optax.contrib.sam(
+        _sgd(settings, budget.rounds * budget.batches),
+        optax.chain(optax.contrib.normalize(), optax.sgd(settings.rho)),
+        opaque_mode=True,
+    )
+    return Contestant(optimizer, sam_round)
+
+
+def entropic_sgd(settings: Settings, budget: Budget) -> Contestant:
+    # The outer schedule counts updates, the inner one gradient evaluations.
+    rate, momentum = schedule(settings, budget.rounds), settings.momentum or None
+    inner = inner_arguments(settings, budget.gradient_evaluations)
+    return Contestant(entropy_sgd(rate, momentum, nesterov=True, **inner), entropy_round)
+
+
+def entropic_adam(settings: Settings, budget: Budget) -> Contestant:
+    rate = schedule(settings, budget.rounds)
+    inner = inner_arguments(settings, budget.gradient_evaluations)
+    return Contestant(entropy_adam(rate, settings.b1, settings.b2, **inner), entropy_round)
+
+
+def snoo(settings: Settings, budget: Budget) -> Contestant:
+    """L steps of AdamW, then one of Nesterov SGD along the whole way they went."""
+    optimizer = diloco(
+        schedule(settings, budget.rounds),
+        settings.momentum or None,
+        inner_steps=settings.inner_steps,
+        inner_learning_rate=inner_rate(settings, budget.gradient_evaluations),
+        inner_transform=adamw_direction(settings),
+    )
+    return Contestant(optimizer, entropy_round)
+
+
+def parle_sgd(settings: Settings, budget: Budget) -> Contestant:
+    """Replicas that start alike; a round gives each of them L batches of its own.
+
+    γ and ρ grow up to the authors' ceilings.
+    """
+    replicas = settings.replicas
+    inner = inner_arguments(settings, budget.gradient_evaluations // replicas)
+    inner["scope"] = scoping(settings.scope, settings.scope_growth, max(1.0, settings.scope))
+    one = parle(
+        schedule(settings, budget.rounds),
+        settings.momentum or None,
+        replica_axis_name=AXIS,
+        coupling=scoping(settings.coupling, settings.coupling_growth, max(10.0, settings.coupling)),
+        **inner,
+    )
+
+    def update(grads: Any, state: Any, params: Any, *, grad_fn: Any, batches: Any) -> Any:
+        def update_one(state: Any, params: Any, batches: Any) -> Any:
+            return one.update(grads, state, params, grad_fn=grad_fn, batches=batches)
+
+        own = jax.tree.map(lambda x: x.reshape(replicas, -1, *x.shape[1:]), batches)
+        return jax.vmap(update_one, axis_name=AXIS)(state, params, own)
+
+    return Contestant(
+        optax.GradientTransformationExtraArgs(jax.vmap(one.init), update),
+        entropy_round,
+        prepare=lambda params: jax.tree.map(lambda x: jnp.stack([x] * replicas), params),
+        reported=lambda params: jax.tree.map(lambda x: x.mean(0), params),
+    )
+
+
+RECIPES: dict[str, Callable[[Settings, Budget], Contestant]] = {
+    "entropy_sgd": entropic_sgd,
+    "entropy_adam": entropic_adam,
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "sam": sam,
+    "snoo": snoo,
+    "parle": parle_sgd,
+}
+
+
+def prepare(
+    name: str, settings: Settings, examples: int, measurements: int
+) -> tuple[Contestant, Budget]:
+    """The optimizer `name` and its budget of gradient evaluations."""
+    entropic = name in ("entropy_sgd", "entropy_adam", "snoo", "parle")
+    per_round = settings.inner_steps if entropic else ROUND
+    budget = make_budget(
+        settings.effective_epochs,
+        examples,
+        settings.batch_size,
+        per_round * (settings.replicas if name == "parle" else 1),
+        gradients_per_batch=2 if name == "sam" else 1,
+        measurements=measurements,
+    )
+    try:
+        return RECIPES[name](settings, budget), budget
+    except ValueError as error:  # the library says what it does not allow
+        raise InputError(str(error)) from error
+
+
+# Their parts.
+
+
+def schedule(settings: Settings, steps: int) -> optax.ScalarOrSchedule:
+    """The learning rate over so many updates."""
+    peak, by = settings.learning_rate, settings.drop_by
+    if settings.schedule == "cosine":
+        return cosine(peak, settings.warmup, steps)
+    if settings.schedule == "step" and settings.drop_at:
+        drops = jnp.array([at * steps for at in settings.drop_at])
+        return lambda count: peak / by ** (count >= drops).sum().astype(jnp.float32)
+    return peak
+
+
+def inner_rate(settings: Settings, gradients: int) -> optax.ScalarOrSchedule:
+    """η′ over so many gradients."""
+    peak = settings.inner_learning_rate
+    if settings.inner_schedule == "cosine":
+        return cosine(peak, settings.warmup, gradients)
+    return peak
+
+
+def cosine(peak: float, warmup: float, steps: int) -> optax.Schedule:
+    """Up to `peak` in a straight line over a fraction `warmup` of the steps, and down to zero."""
+    rising = min(round(warmup * steps), steps - 1)
+    if rising == 0:
+        return optax.cosine_decay_schedule(peak, steps)
+    return optax.warmup_cosine_decay_schedule(peak / rising, peak, rising, steps)
+
+
+def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:
+    """What Entropy-SGD, Entropy-Adam and Parle have in common; η′ falls over so many gradients."""
+    momentum = [optax.trace(settings.inner_momentum, nesterov=True)]
+    return {
+        "inner_steps": settings.inner_steps,
+        "inner_learning_rate": inner_rate(settings, gradients),
+        "scope": scoping(settings.scope, settings.scope_growth),
+        "noise_scale": settings.noise_scale,
+        "averaging": settings.averaging,
+        "inner_transform": optax.chain(*regularisers(settings), *momentum),
+        "reset_inner_state": settings.reset_inner_state,
+    }
+
+
+def clipping(settings: Settings) -> list[optax.GradientTransformation]:
+    by_norm = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+    return by_norm + ([optax.clip(settings.clip_value)] if settings.clip_value else [])
+
+
+def regularisers(settings: Settings) -> list[optax.GradientTransformation]:
+    """What is done to every gradient before momentum."""
+    decay = settings.weight_decay
+    return clipping(settings) + ([optax.add_decayed_weights(decay)] if decay else [])
+
+
+def adamw_direction(settings: Settings) -> optax.GradientTransformation:
+    return optax.chain(
+        *clipping(settings),
+        optax.scale_by_adam(settings.b1, settings.b2),
+        optax.add_decayed_weights(settings.weight_decay),
+    )
+
+
+def _sgd(settings: Settings, updates: int) -> optax.GradientTransformationExtraArgs:
+    momentum = settings.momentum or None
+    return optax.chain(
+        *regularisers(settings), optax.sgd(schedule(settings, updates), momentum, nesterov=True)
+    )

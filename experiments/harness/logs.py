@@ -1,0 +1,195 @@
+"""The log of a training: one JSON object per line, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from experiments.checkpoints import differences
+from experiments.harness import contestants, settings
+from experiments.harness.training import Measurement
+from experiments.io.errors import InputError
+from experiments.io.files import write_whole
+
+PACKAGES = ("entropy-sgd-jax", "jax", "jaxlib", "optax", "flax", "numpy")
+FILE = "metrics.jsonl"
+LINE = 1 << 22  # bytes of a line; 60,000 seeds need as many
+PER_SEED = ("train_loss", "test_loss", "test_error")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a number may depend on."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "device": jax.devices()[0].device_kind, **packages}
+
+
+class Line(NamedTuple):
+    """One measurement in a log."""
+
+    text: str
+    measurement: Measurement
+    seconds: float  # of training, so far
+
+
+class Log:
+    """Writes measurements down, line by line.
+
+    If a training goes on from a checkpoint, what the log holds before the first measurement is
+    kept, and what it holds from there on, which was measured but not saved, makes way.
+    """
+
+    def __init__(self, folder: pathlib.Path, configuration: dict[str, Any]):
+        """The `configuration` says as `part` what stands in for the test set, if anything.
+
+        Raises InputError if the folder has a log of other settings, or another file in its place.
+        """
+        self.folder, self.configuration = folder, configuration
+        self.count, self.seconds = 0.0, 0.0  # gradient evaluations and training time so far
+        known, self.lines = _read(folder / FILE) or (configuration, [])
+        if different := differences(known, configuration):
+            raise InputError(
+                f"{folder / FILE} is of other settings: {different}. Give another --out, or move "
+                "it away"
+            )
+
+    def follow(self, measurements: Iterable[Measurement]) -> Iterator[Measurement]:
+        """Passes the measurements on, after each is written."""
+        writer = None
+        for measurement in measurements:
+            if writer is None:
+                self._make_way(measurement.gradient_evaluations)
+                step = measurement.gradient_evaluations
+                writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+            line = self._line(measurement)
+            with (self.folder / FILE).open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+            _write_scalars(writer, line)
+            yield measurement
+        if writer is not None:
+            writer.close()
+
+    def _make_way(self, count: int) -> None:
+        """Keeps the lines below `count` gradient evaluations."""
+        path = self.folder / FILE
+        kept = [line for line in self.lines if line.measurement.gradient_evaluations < count]
+        if count > 0 and not kept:
+            raise InputError(f"{path}, which belongs to the checkpoints, is gone: give --out")
+        if kept:
+            self.count, self.seconds = kept[-1].measurement.gradient_evaluations, kept[-1].seconds
+        head = json.dumps({"configuration": self.configuration, "versions": versions()})
+        write_whole(path, "".join(f"{text}\n" for text in [head, *(line.text for line in kept)]))
+
+    def _line(self, measurement: Measurement) -> dict[str, Any]:
+        """Numbers only; what is not finite, as after a divergence, becomes null."""
+        count, rate = measurement.gradient_evaluations, measurement.evaluations_per_second
+        if count > self.count:
+            self.seconds += len(measurement.train_loss) * (count - self.count) / rate
+            self.count = count
+        values = {
+            name.replace("test", self.configuration["part"]): np.asarray(value).tolist()
+            for name, value in measurement._asdict().items()
+        }
+        return jax.tree.map(_finite, values) | {"seconds": round(self.seconds, 3)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _write_scalars(writer: SummaryWriter, line: dict[str, Any]) -> None:
+    for name, values in line.items():
+        for seed, value in enumerate(values) if isinstance(values, list) else ():
+            if value is not None:
+                writer.add_scalar(f"{name}/seed {seed}", value, line["gradient_evaluations"])
+    writer.flush()
+
+
+def read(folder: pathlib.Path, name: str = FILE) -> tuple[dict[str, Any], list[Measurement], float]:
+    """The configuration, all measurements and the seconds of a training that is finished."""
+    configuration, lines = _read(folder / name) or ({}, [])
+    if not lines:
+        raise InputError(f"{folder / name} is missing or no log of train.py")
+    measurements = [line.measurement for line in lines]
+    done, whole = measurements[-1].gradient_evaluations, configuration["gradient_evaluations"]
+    if done < whole:
+        raise InputError(f"{folder / name} ends at {done:,.0f} of {whole:,} gradient evaluations")
+    return configuration, measurements, lines[-1].seconds
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[Line]] | None:
+    """The configuration and the measurements, or None if there is no whole line."""
+    configuration: dict[str, Any] = {}
+    lines: list[Line] = []
+    try:
+        for text in _whole_lines(path):
+            if configuration:
+                lines.append(_measured(text, configuration, lines))
+            else:
+                configuration = _configuration(text)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        place = f"line {len(lines) + bool(configuration) + 1}: {type(error).__name__}"
+        raise InputError(f"{path} is no log of train.py, or damaged ({place})") from error
+    return (configuration, lines) if configuration else None
+
+
+def _whole_lines(path: pathlib.Path) -> Iterator[str]:
+    """A crash may have cut the last line, which is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        while (line := stream.readline(LINE)).endswith(b"\n"):
+            yield line[:-1].decode()
+    if len(line) == LINE:
+        raise ValueError(f"a line of more than {LINE:,} bytes")
+
+
+def _configuration(text: str) -> dict[str, Any]:
+    """Checked as far as the rest is read and shown by it."""
+    known = json.loads(text)["configuration"]
+    names = settings.WORKLOADS, contestants.RECIPES, ("test", "validation")
+    for key, allowed in zip(("workload", "optimizer", "part"), names, strict=True):
+        if known[key] not in allowed:
+            raise ValueError(f"{key} {known[key]!r}")
+    for key in ("seeds", "gradient_evaluations"):
+        if type(known[key]) is not int or known[key] < 1:
+            raise ValueError(f"{key} {known[key]!r}")
+    return known
+
+
+def _measured(text: str, configuration: dict[str, Any], before: list[Line]) -> Line:
+    """The line that follows those `before`."""
+    values = json.loads(text)
+    fields = {
+        name: _numbers(values[name.replace("test", configuration["part"])])
+        for name in Measurement._fields
+    }
+    for name, numbers in fields.items():
+        if numbers.shape != ((configuration["seeds"],) if name in PER_SEED else ()):
+            raise ValueError(f"{name} has not one number for each seed")
+    now = Line(text, Measurement(**fields), float(_numbers(values["seconds"])))
+    last = before[-1].measurement.gradient_evaluations if before else -1
+    if not last < now.measurement.gradient_evaluations <= configuration["gradient_evaluations"]:
+        raise ValueError("out of order")
+    if not 0 <= now.seconds < math.inf:
+        raise ValueError("no time")
+    return now
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """One number, or a list of them; null is what is not finite."""
+    values = value if isinstance(value, list) else [value]
+    if not {*map(type, values)} <= {int, float, type(None)}:
+        raise TypeError("not numbers")
+    numbers = np.array(values, float)
+    return numbers if values is value else numbers[0]

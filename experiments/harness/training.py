@@ -1,0 +1,225 @@
+"""Trains several seeds at once, and counts every gradient evaluation alike for every optimizer.
+
+The unit is a *round*: `inner_steps` gradient evaluations, as a rule one on each of as many
+mini-batches. An Optax optimizer makes `inner_steps` updates of them, Entropy-SGD one. A seed stands
+for the initial parameters, the batches, the dropout masks and the Langevin noise; optimizers with
+the same seed start from the same parameters and see the same batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from experiments.harness import evaluation
+from experiments.harness.evaluation import Model, Params
+from experiments.io.dataset import Dataset
+from experiments.io.errors import InputError
+
+MEASUREMENTS = 40  # at most so many points on a curve
+
+
+class Contestant(NamedTuple):
+    """An optimizer, and how it spends one round of mini-batches."""
+
+    optimizer: optax.GradientTransformationExtraArgs
+    # (optimizer, grad_fn, params, state, batches) -> (params, state)
+    take_round: Callable[..., tuple[Params, optax.OptState]]
+    # Replicas are trained instead of one network where these two say so.
+    prepare: Callable[[Params], Params] = lambda params: params  # what to train, from the start
+    reported: Callable[[Params], Params] = lambda params: params  # what to evaluate, from that
+
+
+class Budget(NamedTuple):
+    """How much every optimizer may spend."""
+
+    rounds: int
+    inner_steps: int  # gradient evaluations per round
+    batch_size: int
+    gradients_per_batch: int = 1  # SAM evaluates two
+    measurements: int = MEASUREMENTS
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """In all, per seed."""
+        return self.rounds * self.inner_steps
+
+    @property
+    def batches(self) -> int:
+        """Mini-batches per round."""
+        return self.inner_steps // self.gradients_per_batch
+
+    @property
+    def segments(self) -> list[int]:
+        """Rounds between one measurement and the next; the last segment may be shorter."""
+        longest = math.ceil(self.rounds / self.measurements)
+        return [min(longest, self.rounds - done) for done in range(0, self.rounds, longest)]
+
+
+class Measurement(NamedTuple):
+    """What is known at one point of training, for every seed."""
+
+    gradient_evaluations: int  # so far, per seed
+    train_loss: np.ndarray  # shape (seeds,)
+    test_loss: np.ndarray  # shape (seeds,)
+    test_error: np.ndarray  # percent, shape (seeds,)
+    evaluations_per_second: float  # since the last measurement, all seeds together
+
+
+class Checkpoints(Protocol):
+    """Where to keep the state between segments; `checkpoints.Checkpoints` is one."""
+
+    def restore(self, like: Any) -> tuple[int, Any] | None: ...  # noqa: D102
+    def save(self, step: int, tree: Any) -> None: ...  # noqa: D102
+
+
+def make_budget(
+    effective_epochs: float, examples: int, batch_size: int, inner_steps: int, **rest: int
+) -> Budget:
+    """The whole rounds nearest to `effective_epochs`, each of examples / batch_size evaluations."""
+    if batch_size > examples:
+        raise InputError(f"--batch-size {batch_size} is above the {examples:,} training examples")
+    evaluations = effective_epochs * examples / batch_size
+    if not inner_steps / 2 <= evaluations < 2**31:
+        raise InputError(
+            f"--effective-epochs {effective_epochs:g} are {evaluations:,.0f} gradient evaluations; "
+            f"allowed are {inner_steps / 2:,.0f}, half a round, to 2,147,483,647"
+        )
+    rounds = round(effective_epochs * examples / (batch_size * inner_steps))
+    return Budget(max(rounds, 1), inner_steps, batch_size, **rest)
+
+
+def train(
+    contestant: Contestant,
+    model: Model,
+    dataset: Dataset,
+    budget: Budget,
+    seeds: int,
+    checkpoints: Checkpoints | None = None,
+    map_seeds: Callable = jax.vmap,
+) -> Iterator[Measurement]:
+    """Trains one network per seed, and yields a measurement before training and per segment.
+
+    With `checkpoints` it goes on from the newest one, and yields what comes after it: batches and
+    masks are functions of seed and segment, so that the rest is the same bit for bit.
+    """
+    data = jax.device_put(dataset)
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    trained = start(contestant, model, keys)
+    measure = functools.partial(_measure, contestant.reported, model, map_seeds)
+
+    first = 0
+    if checkpoints and (restored := checkpoints.restore(trained)):
+        first, trained = restored
+    else:
+        yield Measurement(0, *measure(trained[0], data), math.nan)
+    if first == len(budget.segments):
+        return
+    advance = _compile_segment(contestant, model, trained, keys, budget, data, map_seeds)
+    for index in range(first, len(budget.segments)):
+        rounds = budget.segments[index]
+        began = time.perf_counter()
+        order = draw_segment(keys, index, budget, len(dataset.train_labels))
+        trained = jax.block_until_ready(advance(trained, *order, rounds, data))
+        rate = seeds * rounds * budget.inner_steps / (time.perf_counter() - began)
+        done = sum(budget.segments[: index + 1]) * budget.inner_steps
+        yield Measurement(done, *measure(trained[0], data), rate)
+        if checkpoints:
+            # A copy, since the next segment writes over these arrays.
+            checkpoints.save(index + 1, jax.tree.map(jnp.copy, trained))
+
+
+def start(contestant: Contestant, model: Model, keys: jax.Array) -> tuple[Params, optax.OptState]:
+    """Parameters and optimizer state of every seed; the same parameters for every optimizer."""
+    params = jax.jit(jax.vmap(contestant.prepare))(_initial_params(model, keys))
+    state = jax.jit(jax.vmap(contestant.optimizer.init))(params)
+    # Under vmap every seed starts from the optimizer's one key: give each its own noise.
+    if (same := optax.tree.get(state, "rng_key")) is not None:
+        own = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+        own = own.reshape((-1,) + (1,) * (same.ndim - 1))
+        state = optax.tree.set(state, rng_key=jnp.broadcast_to(own, same.shape))
+    return params, state
+
+
+def _compile_segment(
+    contestant: Contestant,
+    model: Model,
+    trained: tuple[Params, optax.OptState],
+    keys: jax.Array,
+    budget: Budget,
+    data: Dataset,
+    map_seeds: Callable,
+) -> Callable[..., tuple[Params, optax.OptState]]:
+    """Compiles ahead, so that no measured time holds compilation."""
+    grad_fn = jax.grad(model.loss)
+
+    def advance(trained: Any, order: jax.Array, masks: jax.Array, rounds: Any, data: Dataset):
+        def one_round(index: jax.Array, trained: Any) -> Any:
+            rows = order[index]
+            batches = data.train_inputs[rows], data.train_labels[rows], masks[index]
+            return contestant.take_round(contestant.optimizer, grad_fn, *trained, batches)
+
+        return lax.fori_loop(0, rounds, one_round, trained)
+
+    def advance_seeds(trained: Any, order: Any, masks: Any, rounds: Any, data: Dataset) -> Any:
+        own = map_seeds(lambda seed: advance(*seed, rounds, data))
+        return own((trained, order, masks))
+
+    order = draw_segment(keys, 0, budget, len(data.train_labels))
+    jitted = jax.jit(advance_seeds, donate_argnums=0)
+    return jitted.lower(trained, *order, 0, data).compile()
+
+
+def one_by_one(function: Callable) -> Callable:
+    """In the place of `jax.vmap`: the same results in the memory of one seed."""
+    return functools.partial(lax.map, function)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_params(model: Model, keys: jax.Array) -> Params:
+    return jax.vmap(lambda key: model.init(jax.random.fold_in(key, 1)))(keys)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def draw_segment(
+    keys: jax.Array, index: Any, budget: Budget, examples: int
+) -> tuple[jax.Array, jax.Array]:
+    """Indices into the training set, of shape (seeds, rounds, batches, batch_size), and the key of
+    each batch, for its dropout mask.
+    """
+    rounds, batches = budget.segments[0], budget.batches
+
+    def draw_seed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.fold_in(jax.random.fold_in(key, 2), index)
+        order = shuffled_passes(key, rounds * batches * budget.batch_size, examples)
+        masks = jax.random.split(jax.random.fold_in(key, 3), (rounds, batches))
+        return order.reshape(rounds, batches, budget.batch_size), masks
+
+    return jax.vmap(draw_seed)(keys)
+
+
+def shuffled_passes(key: jax.Array, count: int, examples: int) -> jax.Array:
+    """The first `count` indices of shuffled passes over the examples, one after another."""
+    keys = jax.random.split(key, math.ceil(count / examples))
+    return jax.vmap(lambda key: jax.random.permutation(key, examples))(keys).reshape(-1)[:count]
+
+
+def _measure(reported: Callable, model: Model, map_seeds: Callable, params: Params, data: Dataset):
+    """Training loss, test loss and test error in percent, each of shape (seeds,)."""
+    return jax.device_get(_compiled_measure(reported, model, map_seeds, params, data))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled_measure(
+    reported: Callable, model: Model, map_seeds: Callable, params: Params, data: Dataset
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return map_seeds(lambda params: evaluation.measure(model, reported(params), data))(params)

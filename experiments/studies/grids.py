@@ -1,0 +1,189 @@
+"""The settings that `tune.py` tries, for each workload the same number of each optimizer."""
+
+from __future__ import annotations
+
+# Of both loops a cosine; the inner momentum lives on.
+FIXED = ["--schedule", "cosine", "--inner-schedule", "cosine", "--no-reset-inner-state"]
+# The dropout of the paper's Entropy-SGD; smaller batches than the paper's 128 for the LSTM, which
+# otherwise would make few steps; a GPT that a CPU can train.
+OWN = {
+    "mnistfc": ["--dropout", "0.15"],
+    "lenet": ["--dropout", "0.25"],
+    "char_lstm": ["--dropout", "0", "--batch-size", "32"],
+    "char_gpt": [
+        *("--dropout", "0", "--batch-size", "32"),
+        *("--width", "96", "--layers", "3", "--length", "64"),
+    ],
+}
+SCHEDULES = ("constant", "cosine")  # of the outer learning rate
+# For each optimizer rounds of 12; a second one lies around the best of the first.
+GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
+    "mnistfc": {
+        "sgd": [
+            {"learning_rate": (0.01, 0.03, 0.1, 0.2), "momentum": (0.8, 0.9, 0.95)},
+            {"learning_rate": (0.01, 0.015, 0.02, 0.04), "momentum": (0.93, 0.96, 0.98)},
+        ],
+        "adam": [
+            {"learning_rate": (5e-4, 1e-3, 2e-3, 4e-3), "b1": (0.8, 0.9, 0.95)},
+            {"learning_rate": (1.5e-3, 2e-3, 2.5e-3, 3e-3), "b1": (0.5, 0.7, 0.85)},
+        ],
+        "sam": [
+            {"learning_rate": (0.02, 0.05, 0.1), "rho": (0.02, 0.05, 0.1, 0.2)},
+            {"learning_rate": (0.02, 0.03, 0.05), "rho": (0.01, 0.03), "momentum": (0.93, 0.96)},
+        ],
+        "entropy_sgd": [
+            {
+                "inner_learning_rate": (0.02, 0.05, 0.1),
+                "scope": (0.1, 1.0),
+                "momentum": (0.0, 0.5),
+            },
+            {
+                "inner_learning_rate": (0.03, 0.045, 0.065),
+                "scope": (0.1,),
+                "momentum": (0.5, 0.7),
+                "schedule": SCHEDULES,
+            },
+        ],
+        "entropy_adam": [
+            {
+                "learning_rate": (3e-3, 0.01),
+                "inner_learning_rate": (0.02, 0.05, 0.1),
+                "scope": (0.1, 1.0),
+            },
+            {
+                "learning_rate": (3e-3, 0.01, 0.02),
+                "inner_learning_rate": (0.04, 0.07),
+                "scope": (1.0,),
+                "schedule": SCHEDULES,
+            },
+        ],
+        "snoo": [
+            {
+                "inner_learning_rate": (1e-3, 2e-3, 4e-3),
+                "momentum": (0.3, 0.6),
+                "schedule": SCHEDULES,
+            },
+            {
+                "inner_learning_rate": (1.5e-3, 2e-3, 3e-3),
+                "momentum": (0.5, 0.8),
+                "schedule": SCHEDULES,
+            },
+        ],
+    },
+    "lenet": {
+        "sgd": [{"learning_rate": (0.02, 0.05, 0.1, 0.2), "momentum": (0.85, 0.9, 0.95)}],
+        "adam": [{"learning_rate": (5e-4, 1e-3, 2e-3, 4e-3), "b1": (0.7, 0.8, 0.9)}],
+        "sam": [{"learning_rate": (0.05, 0.1, 0.2), "rho": (0.02, 0.05, 0.1, 0.2)}],
+        "entropy_sgd": [
+            {
+                "inner_learning_rate": (0.05, 0.1, 0.2),
+                "momentum": (0.0, 0.5),
+                "schedule": SCHEDULES,
+                "scope": (0.1,),
+            }
+        ],
+        "entropy_adam": [
+            {
+                "learning_rate": (3e-3, 0.01),
+                "inner_learning_rate": (0.05, 0.1, 0.2),
+                "schedule": SCHEDULES,
+                "scope": (1.0,),
+            }
+        ],
+        "snoo": [
+            {
+                "inner_learning_rate": (1e-3, 2e-3, 4e-3),
+                "momentum": (0.3, 0.6),
+                "schedule": SCHEDULES,
+            }
+        ],
+    },
+    "char_lstm": {
+        "sgd": [
+            {"learning_rate": (0.3, 1.0, 2.0, 4.0), "momentum": (0.8, 0.9, 0.95)},
+            {"learning_rate": (3.0, 5.0, 7.0, 10.0), "momentum": (0.85, 0.9, 0.95)},
+        ],
+        "adam": [
+            {"learning_rate": (2e-3, 4e-3, 8e-3, 0.016), "b1": (0.7, 0.8, 0.9)},
+            {"learning_rate": (0.012, 0.02, 0.03, 0.05), "b1": (0.3, 0.5, 0.7)},
+        ],
+        "sam": [
+            {"learning_rate": (0.5, 1.0, 2.0), "rho": (0.02, 0.05, 0.1, 0.2)},
+            {"learning_rate": (3.0, 5.0, 8.0), "rho": (0.01, 0.03), "momentum": (0.9, 0.95)},
+        ],
+        "entropy_sgd": [
+            {
+                "inner_learning_rate": (0.3, 1.0, 2.0),
+                "momentum": (0.0, 0.5),
+                "schedule": SCHEDULES,
+                "scope": (0.1,),
+            },
+            {
+                "inner_learning_rate": (2.5, 3.5, 5.0),
+                "inner_momentum": (0.9, 0.95),
+                "momentum": (0.5, 0.7),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            },
+        ],
+        "entropy_adam": [
+            {
+                "learning_rate": (3e-3, 0.01),
+                "inner_learning_rate": (0.3, 1.0, 2.0),
+                "schedule": SCHEDULES,
+                "scope": (0.1,),
+            },
+            {
+                "learning_rate": (0.01, 0.02),
+                "inner_learning_rate": (1.5, 3.0, 5.0),
+                "inner_momentum": (0.9, 0.95),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            },
+        ],
+        "snoo": [
+            {
+                "inner_learning_rate": (2e-3, 4e-3, 8e-3),
+                "momentum": (0.3, 0.6),
+                "schedule": SCHEDULES,
+            },
+            {
+                "inner_learning_rate": (0.012, 0.02, 0.03),
+                "b1": (0.5, 0.7),
+                "momentum": (0.1, 0.3),
+                "schedule": ("constant",),
+            },
+        ],
+    },
+    "char_gpt": {
+        "sgd": [{"learning_rate": (0.1, 0.3, 1.0, 3.0), "momentum": (0.8, 0.9, 0.95)}],
+        "adamw": [{"learning_rate": (2e-3, 4e-3, 8e-3, 0.016), "b1": (0.7, 0.8, 0.9)}],
+        "sam": [{"learning_rate": (0.3, 1.0, 3.0), "rho": (0.02, 0.05, 0.1, 0.2)}],
+        "entropy_sgd": [
+            {
+                "inner_learning_rate": (0.3, 1.0, 3.0),
+                "momentum": (0.0, 0.5),
+                "inner_steps": (5, 20),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            }
+        ],
+        "entropy_adam": [
+            {
+                "learning_rate": (3e-3, 0.01),
+                "inner_learning_rate": (0.3, 1.0, 3.0),
+                "inner_steps": (5, 20),
+                "schedule": ("constant",),
+                "scope": (0.1,),
+            }
+        ],
+        "snoo": [
+            {
+                "inner_learning_rate": (2e-3, 4e-3, 8e-3),
+                "momentum": (0.3, 0.6),
+                "inner_steps": (5, 20),
+                "schedule": ("constant",),
+            }
+        ],
+    },
+}

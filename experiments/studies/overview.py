@@ -1,0 +1,105 @@
+"""A figure of all tuned comparisons: each two-loop optimizer against the best baseline.
+
+    python -m experiments.studies.overview
+
+Reads the logs of `run.py` and the results of `width.py`, and draws `overview.png` beside them:
+a row for each task, a point for each optimizer, with the 95 % interval of its paired difference.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import train
+from experiments.harness import report
+from experiments.studies import RESULTS, paired, run
+
+TITLES = {
+    "mnistfc": "fully connected, MNIST",
+    "lenet": "LeNet, MNIST",
+    "char_lstm": "LSTM, War and Peace",
+    "char_gpt": "GPT, Shakespeare",
+}
+MARKERS = dict(zip(report.TWO_LOOPS, "osD^", strict=True))
+TICKS = (-20, -10, -5, -2, 0, 2, 5, 10, 20, 40, 100)  # percent
+LINEAR = 2.0  # percent: beyond it the axis is logarithmic
+
+
+def tasks() -> dict[str, dict[str, np.ndarray]]:
+    """The scores of all seeds by task and optimizer, the lower the better.
+
+    Only tasks in which one of ours and a baseline are finished, and only tuned settings: the
+    paper's were made for workloads that differ from ours.
+    """
+    found = {
+        TITLES[group[0].configuration["workload"]]: {
+            one.curves.name: one.scores[-1] for one in group
+        }
+        for group in run.finished()
+        if group[0].variant == "tuned"
+    }
+    for condition, results in json.loads((RESULTS / "width.json").read_text()).items():
+        title = condition if condition.endswith(("MNIST", "LeNet")) else f"{condition}, digits"
+        found[title] = {
+            train.NAMES[name]: np.array(own["test"])
+            for name, own in results.items()
+            if "test" in own
+        }
+    kinds = [{name in MARKERS for name in scores} for scores in found.values()]
+    return {title: found[title] for title, both in zip(found, kinds, strict=True) if len(both) == 2}
+
+
+def best_baseline(scores: dict[str, np.ndarray]) -> str:
+    return min(
+        (name for name in scores if name not in MARKERS), key=lambda name: scores[name].mean()
+    )
+
+
+def differences(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Of ours to the best baseline, with the interval; in percent of the latter's mean."""
+    rival = scores[best_baseline(scores)]
+    percent = 100 / rival.mean()
+    return {
+        name: tuple(percent * value for value in paired.interval(own, rival))
+        for name, own in scores.items()
+        if name in MARKERS
+    }
+
+
+def draw(found: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
+    """What is left of zero is better than every baseline."""
+    figure = Figure(figsize=(8, 0.42 * len(found) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    for row, scores in enumerate(found.values()):
+        compared = differences(scores)
+        for place, name in enumerate(name for name in MARKERS if name in compared):
+            height = row + 0.18 * (place - (len(compared) - 1) / 2)
+            mean, margin = compared[name]
+            style = {"color": report.colour(name), "marker": MARKERS[name], "ms": 4, "lw": 1.2}
+            axes.errorbar(mean, height, xerr=margin, ls="", label=name, **style)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_xscale("symlog", linthresh=LINEAR, linscale=0.5)
+    axes.set_xticks(TICKS, [f"{tick:+d}" if tick else "0" for tick in TICKS])
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    rivals = axes.secondary_yaxis("right")
+    rivals.set_yticks(range(len(found)), [best_baseline(scores) for scores in found.values()])
+    rivals.tick_params(length=0)
+    axes.set_xlabel("test error or loss less that of the best baseline, in percent of it")
+    corners = {"va": "bottom", "fontstyle": "italic", "transform": axes.transAxes}
+    axes.text(0.0, 1.0, "← better", **corners)
+    axes.text(1.0, 1.0, "worse →", ha="right", **corners)
+    axes.text(1.01, 1.0, "best baseline", **corners)
+    axes.grid(axis="x", alpha=0.25)
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    handles = [handles[name] for name in MARKERS if name in handles]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    draw(tasks(), RESULTS / "overview.png")

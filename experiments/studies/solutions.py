@@ -1,0 +1,58 @@
+"""The networks that a training ends with, and their loss as `flatness` takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from experiments.harness import evaluation
+from experiments.harness.evaluation import Model
+from experiments.harness.training import Budget, Contestant, Measurement, train
+from experiments.io.dataset import Dataset
+
+BATCH = 256  # examples at once when the Hessian is taken
+
+
+class LastState:
+    """Keeps what `training.train` would write to a file, to get at the parameters."""
+
+    def restore(self, like: Any) -> None:
+        """Nothing to go on from."""
+
+    def save(self, step: int, tree: Any) -> None:
+        """The newest is the last."""
+        self.trained = tree
+
+
+def train_to_the_end(
+    contestant: Contestant, model: Model, dataset: Dataset, budget: Budget, seeds: int, **how: Any
+) -> tuple[Any, Measurement]:
+    """The parameters to evaluate, with a leading axis of seeds, and what is known of them; `how`
+    is what else `train` takes.
+    """
+    last = LastState()
+    for measurement in train(contestant, model, dataset, budget, seeds, last, **how):  # noqa: B007
+        pass
+    return jax.vmap(contestant.reported)(last.trained[0]), measurement
+
+
+def logits_of(model: Model, params: Any, batch: Any) -> jax.Array:
+    """As evaluated; these networks have no BatchNorm, so no statistics."""
+    statistics = model.statistics(params, evaluation.statistics_batches(batch[0]))
+    return model.logits(params, statistics, batch[0])
+
+
+def loss_of(model: Model) -> Any:
+    """Mean cross-entropy of a batch in nats, as a function of parameters and (images, labels)."""
+    return lambda params, batch: evaluation.cross_entropies(
+        logits_of(model, params, batch), batch[1]
+    ).mean()
+
+
+def stacked_batches(dataset: Dataset, examples: int) -> Any:
+    """The first training images and their labels."""
+    images, labels = jax.device_put(
+        (dataset.train_inputs[:examples], dataset.train_labels[:examples])
+    )
+    return images.reshape(-1, BATCH, *images.shape[1:]), labels.reshape(-1, BATCH)

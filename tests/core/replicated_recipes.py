@@ -1,0 +1,133 @@
+"""Replicas whose parameters and state come into `shard_map` replicated, against `vmap`, as JSON.
+
+{recipe: [largest deviation, all-reduces of the compiled program for each update]}. A program of its
+own, because the number of devices is fixed when JAX starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from entropy_sgd_jax import anchor_params, diloco, parle, replica_average
+
+UPDATES, L, REPLICAS = 2, 4, 8
+START = {"w": jnp.zeros(3), "b": jnp.ones(())}
+DATA = jnp.arange(8.0)
+SHARED, OWN = PartitionSpec(), PartitionSpec("replica")
+
+
+def loss(params: Any, batch: Any) -> jax.Array:
+    return jnp.mean((params["w"] * params["b"] - batch) ** 4) / 100
+
+
+grad_fn = jax.grad(loss)
+
+
+def make(name: str, streaming: bool) -> Any:
+    common = dict(replica_axis_name="replica", inner_steps=L, streaming=streaming)
+    if name == "diloco":
+        return diloco(inner_optimizer=optax.adamw(0.05), **common)
+    return parle(0.5, coupling=0.5, noise_scale=0.1, **common)
+
+
+def train(tx: Any, streaming: bool, params: Any, state: Any, datum: Any, updates: int) -> Any:
+    """The mean of the replicas' x, and each one's own."""
+
+    def scan(carry: Any, _: None) -> Any:
+        params, state = carry
+        batches = jnp.broadcast_to(datum, (L,))
+        updates, state = tx.update(None, state, params, grad_fn=grad_fn, batches=batches)
+        return (optax.apply_updates(params, updates), state), None
+
+    def stream(carry: Any, _: None) -> Any:
+        params, state = carry
+        updates, state = tx.update(grad_fn(params, datum), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    carry = params, state
+    for _ in range(updates * (L if streaming else 1)):  # unrolled: types may change on the way
+        carry, _ = (stream if streaming else scan)(carry, None)
+    x = anchor_params(carry[1], carry[0])
+    return replica_average(x, "replica"), x
+
+
+def deviation(a: Any, b: Any) -> float:
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), a, b)))
+
+
+def all_reduces(hlo: str) -> int:
+    return len(re.findall(r" all-reduce(?:-start)?\(", hlo))
+
+
+def refusal(tx: Any, mesh: Any) -> str:
+    """What a gradient is told that JAX has summed over the replicas."""
+
+    def step(params: Any, state: Any, data: Any) -> Any:
+        return tx.update(grad_fn(params, data[0]), state, params)[0]
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(SHARED, SHARED, OWN), out_specs=SHARED)
+    try:
+        jax.eval_shape(mapped, START, tx.init(START), DATA)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def main() -> None:
+    found: dict[str, Any] = {}
+    for name, streaming in itertools.product(("diloco", "parle"), (False, True)):
+        tx = make(name, streaming)
+        one = jax.vmap(
+            lambda datum, tx=tx, streaming=streaming: train(
+                tx, streaming, START, tx.init(START), datum, UPDATES
+            ),
+            axis_name="replica",
+            out_axes=(None, 0),
+        )
+        expected, replicas = jax.jit(one)(DATA)
+        apart = max(float(jnp.ptp(leaf, axis=0).max()) for leaf in jax.tree.leaves(replicas))
+        assert (apart == 0) == (name == "diloco"), (name, apart)
+        for kind, check_vma, inside in itertools.product(AxisType, (False, True), (False, True)):
+            if kind is AxisType.Manual or (streaming and kind is AxisType.Explicit and inside):
+                continue
+            mesh = jax.make_mesh((REPLICAS,), ("replica",), axis_types=(kind,))
+
+            def run(params: Any, state: Any, data: Any, updates: int = UPDATES) -> Any:
+                if streaming and check_vma:  # noqa: B023
+                    params = jax.lax.pcast(params, "replica", to="varying")
+                if inside:  # noqa: B023
+                    state = tx.init(params)  # noqa: B023
+                return train(tx, streaming, params, state, data[0], updates)[0]  # noqa: B023
+
+            specs = dict(in_specs=(SHARED, SHARED, OWN), out_specs=SHARED, check_vma=check_vma)
+            step = jax.jit(jax.shard_map(run, mesh=mesh, **specs))
+            with jax.set_mesh(mesh):
+                data = jax.device_put(DATA, NamedSharding(mesh, OWN))
+                program = step.lower(START, tx.init(START), data).compile()
+                gap = deviation(program(START, tx.init(START), data), expected)
+            mode = "streaming" if streaming else "scan"
+            where = "init inside" if inside else "init outside"
+            recipe = f"{name}, {mode}, {kind.name}, check_vma={check_vma}, {where}"
+            # Less one for the mean at the end.
+            found[recipe] = [gap, all_reduces(program.as_text()) - 1]
+    mesh = jax.make_mesh((REPLICAS,), ("replica",), axis_types=(AxisType.Auto,))
+    found["refusal"] = refusal(make("diloco", True), mesh)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Replicas under `shard_map` whose parameters come in replicated."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from tests.core.helpers import run_program
+
+
+@pytest.mark.skipif(not hasattr(jax.lax, "pcast"), reason="jax.lax.pcast came with JAX 0.7")
+def test_replicated_parameters_give_what_vmap_gives() -> None:
+    found = json.loads(run_program(pathlib.Path(__file__).with_name("replicated_recipes.py")))
+    refusal = found.pop("refusal")
+    for said in ("`grads`", "'replica'", "jax.lax.pcast(params, 'replica', to='varying')"):
+        assert said in refusal
+    assert len(found) == 28
+    for recipe, (gap, all_reduces) in found.items():
+        assert gap < 2e-6, recipe
+        # Of a stream's four steps for an update, each has the one that every fourth runs.
+        assert all_reduces == (8 if "streaming" in recipe else 2), recipe

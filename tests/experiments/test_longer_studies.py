@@ -1,0 +1,68 @@
+"""The studies that take a minute: `pytest -m slow`. Their refusals are quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(folder: pathlib.Path, study: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"experiments.studies.{study}", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_missing_text_is_one_line(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "diloco_gpt", "--text", "nothing.txt")
+    assert done.returncode == 2
+    assert done.stderr == "diloco_gpt.py: error: no nothing.txt or nothing.txt.gz in .\n"
+
+
+def test_steps_that_make_no_whole_rounds_are_one_line(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "diloco_gpt", "--text", "nothing.txt", "--steps", "150")
+    assert done.returncode == 2
+    assert done.stderr == "diloco_gpt.py: error: --steps 150 given, a multiple of 100 expected\n"
+
+
+@pytest.mark.slow
+def test_replicas_of_a_gpt_learn_a_text(tmp_path: pathlib.Path) -> None:
+    words = "the quick brown fox jumps over the lazy dog and runs away. " * 2000
+    (tmp_path / "text.txt").write_text(words)
+    done = run(tmp_path, "diloco_gpt", "--text", "text.txt", "--steps", "200")
+    assert done.returncode == 0, done.stderr
+    curves = json.loads((tmp_path / "diloco_gpt.json").read_text())
+    assert list(curves) == ["data-parallel AdamW", "DiLoCo, 4 replicas", "DiLoCo, 8 replicas"]
+    for (curve,) in curves.values():
+        assert curve["gradient_evaluations"] == [100, 200]
+        assert curve["loss"][-1] < 1.0  # log 27 = 3.3 for a guess
+    communicated = [curve["gigabytes"][-1] for (curve,) in curves.values()]
+    assert communicated[1] == communicated[2] == pytest.approx(communicated[0] / 20)
+    assert (tmp_path / "diloco_gpt.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_spectrum_of_a_trained_network(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "spectrum")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.slow
+def test_solutions_side_by_side(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "flatness_table", "--seeds", "1")
+    assert done.returncode == 0, done.stderr
+    for optimizer in ("SGD", "Adam", "SAM", "Entropy-SGD", "Parle"):
+        assert optimizer[:7] in done.stdout
+    assert (tmp_path / "flatness_table.png").is_file()

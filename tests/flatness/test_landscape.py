@@ -1,0 +1,243 @@
+"""Local energy and local entropy where they are known: quadratics, and one dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from entropy_sgd_jax import flatness
+from entropy_sgd_jax.flatness import annealing
+from entropy_sgd_jax.flatness.data import DataSet
+from tests.core.helpers import double_precision
+from tests.flatness.cases import network, plain, rotated
+
+KEYS = 200
+# The mean of KEYS squared z-scores, the squares of Student's t of 31 degrees of freedom or more:
+# 1 to 31/29, ± 0.11.
+SQUARES = (0.55, 1.6)
+HESSIAN_VALUES = np.array([4.0, 2.0, 1.0, 0.5, 0.1, -0.2])
+POINT = np.array([0.5, -1.0, 0.3, 0.8, -0.4, 1.2])
+
+
+@pytest.fixture(autouse=True)
+def x64() -> Iterator[None]:
+    with double_precision():
+        yield
+
+
+def bowl(params: jax.Array, batch: Any) -> jax.Array:
+    """½ (w − b)ᵀ H (w − b): the mean over batches b adds no curvature."""
+    offset = params - batch
+    return 0.5 * offset @ rotated(HESSIAN_VALUES) @ offset
+
+
+def mean_square(estimates: Any, truth: Any) -> np.ndarray:
+    return np.asarray((((estimates.value - truth) / estimates.standard_error) ** 2).mean(axis=0))
+
+
+def over_keys(function: Any) -> Any:
+    return jax.jit(jax.vmap(function))(jnp.arange(KEYS))
+
+
+# Local energy
+
+
+@pytest.mark.parametrize("multiplicative", [True, False])
+def test_local_energy_of_a_quadratic(multiplicative: bool) -> None:
+    strengths = jnp.array([[0.1, 0.3], [1.0, 0.0]])
+    diagonal = np.diag(rotated(HESSIAN_VALUES))
+    weights = diagonal * POINT**2 if multiplicative else diagonal
+    truth = 0.5 * np.asarray(strengths) ** 2 * weights.sum()
+    centres = jnp.array([[0.1] * 6, [0.3] * 6])
+
+    estimates = over_keys(
+        lambda key: flatness.local_energy(
+            bowl, jnp.asarray(POINT), centres, strengths, multiplicative=multiplicative, key=key
+        )
+    )
+    assert estimates.value.shape == (KEYS, 2, 2)
+    np.testing.assert_allclose(estimates.value[:, 1, 1], 0, atol=1e-14)
+    squares = mean_square(estimates, truth).ravel()[:3]
+    assert (SQUARES[0] < squares).all()
+    assert (squares < SQUARES[1]).all()
+
+
+def test_local_energy_of_an_error_rate() -> None:
+    net = network(7)
+
+    def error(params: Any, batch: Any) -> Any:
+        return (net.loss.model(params, batch).argmax(-1) != batch[1]).mean()
+
+    stacked, ragged = (
+        flatness.local_energy(error, net.params, batches, 0.5, num_samples=20)
+        for batches in (net.batches, net.ragged)
+    )
+    assert stacked.value.shape == ()
+    assert -1 <= stacked.value <= 1
+    assert stacked.standard_error > 0
+    np.testing.assert_allclose(stacked, ragged, atol=1e-6)
+
+
+# Sharpness
+
+
+def test_sharpness_of_a_minimum_is_that_of_the_largest_eigenvalue() -> None:
+    centre = jnp.asarray(POINT)
+    rise = flatness.sharpness(bowl, centre, centre[None], 0.1, num_steps=60)
+    np.testing.assert_allclose(rise, 0.5 * 0.1**2 * 4, rtol=1e-6)
+
+
+def test_sharpness_of_a_slope_and_against_the_first_step() -> None:
+    slope = jnp.array([3.0, 4.0])
+    rise = flatness.sharpness(lambda w, batch: w @ slope, jnp.zeros(2), [None], 0.1)
+    np.testing.assert_allclose(rise, 0.5, rtol=1e-6)
+
+    net = network(7)
+    loss = plain(net.loss)
+    gradient = jax.grad(loss)(net.params, net.whole)
+    length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+    moved = jax.tree.map(lambda w, g: w + 0.5 * g / length, net.params, gradient)
+    first = loss(moved, net.whole) - loss(net.params, net.whole)
+    for batches in (net.batches, net.ragged):
+        one, many = (
+            flatness.sharpness(loss, net.params, batches, 0.5, num_steps=n) for n in (1, 20)
+        )
+        np.testing.assert_allclose(one, first, rtol=1e-4)
+        assert many > 1.01 * one
+
+
+# Local entropy
+
+
+def entropy_of_the_bowl(scope: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """log ∫ exp(−½ (x′ − c)ᵀ H (x′ − c) − γ/2 ‖x′ − x‖²) dx′ at x = POINT."""
+    hessian = np.asarray(rotated(HESSIAN_VALUES))
+    offset = POINT - centre
+    pull = hessian @ offset
+    values = []
+    for gamma in np.atleast_1d(scope):
+        total = hessian + gamma * np.eye(6)
+        exponent = -0.5 * offset @ pull + 0.5 * pull @ np.linalg.solve(total, pull)
+        values.append(exponent + 0.5 * np.linalg.slogdet(2 * np.pi * np.linalg.inv(total))[1])
+    return np.array(values)
+
+
+def test_local_entropy_of_a_quadratic() -> None:
+    scopes, centre = jnp.array([0.5, 3.0, 30.0]), jnp.full(6, 0.2)
+    estimates = over_keys(
+        lambda key: flatness.local_entropy(
+            bowl, jnp.asarray(POINT), centre[None], scopes, num_steps=64, key=key
+        )
+    )
+    truth = entropy_of_the_bowl(np.asarray(scopes), np.asarray(centre))
+    squares = mean_square(estimates, truth)
+    # The error may be more than it need be, where it allows for a tail that was not seen.
+    assert (squares > 0.4).all()
+    assert (squares < SQUARES[1]).all()
+    assert (estimates.standard_error.mean(axis=0) < np.array([0.5, 0.2, 0.1])).all()
+    errors = estimates.value.mean(axis=0) - truth
+    assert (abs(errors) < 4.5 * estimates.value.std(axis=0) / np.sqrt(KEYS) + 0.01).all()
+
+
+def double_well(x: jax.Array, batch: Any) -> jax.Array:
+    """A sharp, deep valley at 1 and a wide one at −1."""
+    wide, sharp = jnp.exp(-2 * (x + 1) ** 2), jnp.exp(-50 * (x - 1) ** 2)
+    return jnp.sum(0.25 * x**2 - 2.5 * wide - 3 * sharp)
+
+
+def entropy_by_quadrature(x: float, scope: float, beta: float = 1) -> float:
+    nodes = np.linspace(-12, 12, 200_001)
+    heights = np.asarray(jax.vmap(lambda node: double_well(node, None))(nodes))
+    exponent = -beta * heights - 0.5 * scope * (nodes - x) ** 2
+    return float(np.log(np.exp(exponent).sum() * (nodes[1] - nodes[0])))
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_local_entropy_of_a_double_well(beta: float) -> None:
+    x, scopes = 0.9, jnp.array([0.3, 2.0, 20.0])
+    estimates = over_keys(
+        lambda key: flatness.local_entropy(
+            double_well, jnp.array(x), jnp.zeros((1, 1)), scopes,
+            inverse_temperature=beta, num_steps=64, num_chains=64, key=key,
+        )
+    )  # fmt: skip
+    truth = np.array([entropy_by_quadrature(x, scope, beta) for scope in np.asarray(scopes)])
+    squares = mean_square(estimates, truth)
+    assert (squares > 0.3).all()
+    assert (squares < 1.8).all()
+    errors = estimates.value.mean(axis=0) - truth
+    assert (abs(errors) < 4.5 * estimates.value.std(axis=0) / np.sqrt(KEYS) + 0.01).all()
+
+
+def test_a_flat_loss_has_the_volume_alone() -> None:
+    def flat(params: Any, batch: Any) -> Any:
+        return 0.7 + 0 * jnp.sum(params)
+
+    value, error = flatness.local_entropy(flat, jnp.ones(50), [None], 3.0, num_steps=2)
+    np.testing.assert_allclose(value, 25 * np.log(2 * np.pi / 3) - 0.7, rtol=1e-12)
+    assert error < 1e-9
+    value, _ = flatness.local_entropy(
+        flat, jnp.ones(50), [None], 3.0, num_steps=2, include_volume=False
+    )
+    np.testing.assert_allclose(value, -0.7, rtol=1e-12)
+
+
+def test_an_error_that_says_when_the_estimate_is_bad() -> None:
+    values = np.geomspace(1e-2, 1, 20) * 1e3
+    truth = 0.5 * np.log(2 * np.pi / (values + 1)).sum()
+    estimates = jax.jit(jax.vmap(
+        lambda key: flatness.local_entropy(
+            lambda w, batch: 0.5 * jnp.sum(values * w**2), jnp.zeros(20), jnp.zeros((1, 1)), 1.0,
+            num_steps=32, key=key,
+        )
+    ))(jnp.arange(20))  # fmt: skip
+    assert (estimates.standard_error > 2).all()
+    assert (abs(estimates.value - truth) < 2 * estimates.standard_error).all()
+
+
+def test_local_entropy_between_walls() -> None:
+    """A loss of 0 in (−1.5, 1.5), else infinite: F = log √2π P(|ξ| < 1.5)."""
+
+    def walls(params: Any, batch: Any) -> Any:
+        return jnp.where(jnp.abs(params) < 1.5, 0.0, jnp.inf)
+
+    estimate = flatness.local_entropy(walls, jnp.zeros(()), [None], 1.0, num_chains=400)
+    inside = math.erf(1.5 / math.sqrt(2))
+    error = estimate.standard_error
+    np.testing.assert_allclose(error, math.sqrt((1 - inside) / inside / 400), rtol=0.3)
+    assert abs(estimate.value - math.log(math.sqrt(2 * math.pi) * inside)) < 3 * error
+
+
+def test_gradient_is_the_pull_of_the_chains() -> None:
+    """∇F = γ (⟨x′⟩ − x): by differences of F, and by the mean over the chains that make it."""
+    scope, chains, step = 2.0, 20_000, 0.1
+    data = DataSet(jnp.zeros((1, 1)), None)
+
+    def entropy(x: Any) -> Any:
+        return flatness.local_entropy(
+            double_well, x, jnp.zeros((1, 1)), scope, num_chains=chains, num_steps=64
+        )
+
+    @jax.jit
+    def pull(x: Any) -> Any:
+        end = annealing.anneal(
+            double_well, x, data, jnp.asarray(scope), jnp.asarray(1.0), chains, 64,
+            jax.random.key(0),
+        )  # fmt: skip
+        return scope * jnp.average(end.offset[:chains], weights=jnp.exp(-end.work))
+
+    entropy = jax.jit(entropy)
+    for x in (-0.5, 0.0, 0.8):
+        low, high = (entropy(jnp.array(x + side * step)) for side in (-1, 1))
+        difference = (high.value - low.value) / (2 * step)
+        exact = (
+            entropy_by_quadrature(x + step, scope) - entropy_by_quadrature(x - step, scope)
+        ) / (2 * step)
+        np.testing.assert_allclose(pull(jnp.array(x)), exact, atol=0.06)
+        np.testing.assert_allclose(difference, exact, atol=0.2)

@@ -1,0 +1,75 @@
+"""The pictures show the numbers that they are given, under labels."""
+
+from __future__ import annotations
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from entropy_sgd_jax import flatness
+from entropy_sgd_jax.flatness import plots
+from tests.flatness.cases import network, plain
+
+NET = network(4, np.float32)
+OTHER = jax.tree.map(lambda leaf: 1.5 * leaf + 0.1, NET.params)
+THIRD = jax.tree.map(jnp.cos, NET.params)
+EIGENVALUES = np.concatenate([np.linspace(-0.3, 0, 20), np.zeros(70), np.linspace(0.1, 5, 10)])
+RULES = flatness.SpectralDensity(
+    jnp.array([[0.0, 1.0, 4.0], [0.1, 1.2, 4.1]]), jnp.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
+)
+DRAWN = {
+    "spectrum": lambda: plots.spectrum(EIGENVALUES),
+    "density": lambda: plots.density(RULES, eigenvalues=EIGENVALUES, width=0.1),
+    "densities": lambda: plots.density({"a": RULES, "b": RULES}),
+    "profiles": lambda: plots.energy_profiles(
+        {"a": (np.arange(3), flatness.Estimate(jnp.arange(3.0), jnp.ones(3)))}
+    ),
+    "line": lambda: plots.slice_between(
+        plain(NET.loss), NET.params, OTHER, NET.ragged, names=("SGD", "SAM"), points=5
+    ),
+    "plane": lambda: plots.plane_through(
+        plain(NET.loss), NET.params, OTHER, THIRD, NET.batches, points=4
+    ),
+    "valleys": lambda: plots.valleys(lambda x: x**2, scopes=(1e4, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_picture_has_labels_and_can_be_saved(name: str) -> None:
+    figure = DRAWN[name]()
+    assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
+    assert axes.get_title(loc="left")
+    figure.savefig(io.BytesIO(), dpi=30)
+
+
+def test_spectrum_has_two_insets() -> None:
+    assert len(plots.spectrum(EIGENVALUES).axes[0].child_axes) == 2
+    assert len(plots.spectrum(np.ones(3)).axes[0].child_axes) == 1
+
+
+def test_density_is_drawn_as_computed() -> None:
+    line = plots.density(RULES, width=0.1).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), RULES.density(line.get_xdata(), 0.1))
+
+
+def test_line_meets_both_solutions() -> None:
+    loss = plain(NET.loss)
+    (line,) = DRAWN["line"]().axes[0].lines[:1]
+    for place, params in ((1, NET.params), (3, OTHER)):
+        np.testing.assert_allclose(line.get_ydata()[place], loss(params, NET.whole), rtol=1e-5)
+
+
+def test_negative_local_entropy_of_a_parabola() -> None:
+    """−log ⟨exp(−x′²)⟩ over x′ ~ N(x, 1/γ): x² / (1 + 2/γ) + ½ log(1 + 2/γ)."""
+    _, sharp, wide = plots.valleys(lambda x: 1000 + x**2, scopes=(1e4, 1.0)).axes[0].lines
+    for line, scope in ((sharp, 1e4), (wide, 1.0)):
+        x, spread = line.get_xdata(), 1 + 2 / scope
+        exact = 1000 + x**2 / spread + 0.5 * np.log(spread)
+        np.testing.assert_allclose(line.get_ydata(), exact, atol=2e-3)
