@@ -23,10 +23,9 @@ def loss(params: jax.Array, batch: jax.Array) -> jax.Array:
     return jnp.mean((params - batch) ** 2)
 
 
-scan: optax.GradientTransformationExtraArgs = entropy_sgd(
-    1.0, inner_steps=5, scope=scoping(0.01, 1e-3)
-)
+scan = entropy_sgd(1.0, inner_steps=5, scope=scoping(0.01, 1e-3))
 streaming = entropic(optax.adam(0.1), inner_steps=5, streaming=True)
+clipped: optax.GradientTransformation = optax.chain(optax.clip(1.0), streaming)
 
 
 @jax.jit
@@ -39,6 +38,6 @@ def step(params: jax.Array, state: EntropicState) -> tuple[jax.Array, EntropicSt
 
 
 params, state = step(jnp.zeros(3), scan.init(jnp.zeros(3)))
-x: optax.Params = anchor_params(state, params)
+x: jax.Array = anchor_params(state, params)
 assert jnp.abs(params - 1).max() < 1
 print(f"the wheel works; import after optax: {import_seconds:.3f} s")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from entropy_sgd_jax import (
     _collectives,
@@ -28,7 +28,7 @@ from entropy_sgd_jax import (
 from entropy_sgd_jax._control import apply_if, settled
 from entropy_sgd_jax._langevin import langevin_step
 from entropy_sgd_jax._state import EntropicState
-from entropy_sgd_jax._typing import PyTree, ScalarOrSchedule
+from entropy_sgd_jax._typing import Key, PyTree, ScalarOrSchedule
 
 
 class Chain(NamedTuple):
@@ -64,9 +64,9 @@ class Algorithm:
     scale_by_scope: bool
     streaming: bool
     axes: _gradients.Axes
-    accumulator_dtype: Any
+    accumulator_dtype: DTypeLike | None
     diagnostics: bool
-    key: Any
+    key: Key
 
     def start(self, anchor: Anchor, state: EntropicState) -> Chain:
         """x′, μ ← x."""
@@ -204,6 +204,7 @@ class Algorithm:
         self._arrive(params, state)
         _protocol.one_gradient(batches)
         state, step = self._own_parts(state), state.inner_count
+        assert step is not None
         gradient = self.axes.given(
             grads, params, step, "in streaming mode", extra_args.get("value")
         )
@@ -296,6 +297,7 @@ class Algorithm:
 
         # Without x′: carried through a loop, it would have to be a copy of `params`.
         chain = Chain(None, state.langevin_average, state.inner_state, state.diagnostics)
+        assert state.inner_count is not None
         first = state.inner_count == 0
         x, chain = apply_if(first, begin, (state.anchor, chain))
         anchor = self._anchor(x, state)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from entropy_sgd_jax._typing import AxisName, PyTree
+from entropy_sgd_jax._typing import AxisName, Key, PyTree
 
 # Leaves of at most this many elements come first in the numbering, and out of one shared draw where
 # there are many: a leaf costs the compiler the same however small it is, so that it would compile
@@ -37,7 +37,7 @@ _PAGE = 1 << 32
 _PAGE_KEY = np.uint32(0x9E3779B9)
 
 
-def typed_key(key: Any) -> jax.Array:
+def typed_key(key: Key) -> jax.Array:
     """A typed key, in memory of its own, from an int, a typed key or a legacy uint32 key."""
     if isinstance(key, int | np.integer):
         upper = 0 if -(2**31) <= int(key) < 2**32 else int(key) >> 32 & 0xFFFFFFFF
@@ -183,8 +183,10 @@ def _draw_leaves(
     """Draws the leaves at `places`: alone, or cut from one pool; the numbers are the same."""
     starts, alone = _first_numbers(shapes), set(_alone(shapes))
     drawn = {i: transform(_words(starts[i], shapes[i], key)) for i in places if i in alone}
-    if pooled := [i for i in places if i not in alone]:
-        pool = _pool(transform, _size([shapes[i] for i in pooled]), key)
+    pooled = [i for i in places if i not in alone]
+    if not pooled:
+        return drawn
+    pool = _pool(transform, _size([shapes[i] for i in pooled]), key)
     for i in pooled:
         # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
         # leaves once if they differ in nothing but their operands.

@@ -6,17 +6,21 @@ from typing import Any, Unpack
 
 import numpy as np
 import optax
-from jax.typing import ArrayLike
+from jax.typing import DTypeLike
 
 from entropy_sgd_jax import _checks, _gradients
 from entropy_sgd_jax._algorithm import Algorithm
 from entropy_sgd_jax._options import advised, with_options_of
 from entropy_sgd_jax._protocol import Adviser
+from entropy_sgd_jax._state import EntropicState
 from entropy_sgd_jax._typing import (
     AxisName,
     EntropicOptions,
     EntropicTransformation,
+    Key,
+    Noise,
     PyTree,
+    Scalar,
     ScalarOrSchedule,
 )
 
@@ -32,13 +36,13 @@ def entropic(
     averaging: ScalarOrSchedule = 0.75,
     inner_transform: optax.GradientTransformation | None = None,
     reset_inner_state: bool = True,
-    noise: str = "gaussian",
+    noise: Noise = "gaussian",
     scale_by_scope: bool = False,
     streaming: bool = False,
     batch_axis_name: AxisName | None = None,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DTypeLike | None = None,
     diagnostics: bool = False,
-    key: Any = 0,
+    key: Key = 0,
 ) -> EntropicTransformation:
     r"""Makes any base optimizer descend the local entropy instead of the loss.
 
@@ -218,8 +222,8 @@ def build(
     adviser = Adviser()
 
     def update(
-        updates: PyTree | None, state: Any, params: PyTree | None = None, **extra_args: Any
-    ) -> Any:
+        updates: PyTree | None, state: PyTree, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, EntropicState]:
         returned = driver(updates, state, params, **extra_args)
         if not alone:
             adviser.look_at((updates, state, params), extra_args)
@@ -235,10 +239,10 @@ def _is_one(value: Any) -> bool:
 @with_options_of(entropic)
 def entropy_sgd(
     learning_rate: ScalarOrSchedule,
-    momentum: ArrayLike | None = None,
+    momentum: Scalar | None = None,
     nesterov: bool = False,
     *,
-    inner_momentum: ArrayLike | None = 0.9,
+    inner_momentum: Scalar | None = 0.9,
     inner_nesterov: bool = True,
     **options: Unpack[EntropicOptions],
 ) -> EntropicTransformation:
@@ -282,21 +286,29 @@ def entropy_sgd(
       Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017,
       https://arxiv.org/abs/1611.01838
     """
-    learning_rate = _checks.check("learning_rate", learning_rate)
-    momentum = _checks.check("momentum", momentum)
-    nesterov = _checks.check("nesterov", nesterov)
-    base_optimizer = optax.sgd(learning_rate, momentum, nesterov)
+    base_optimizer = sgd(learning_rate, momentum, nesterov)
     return _with_momentum(base_optimizer, inner_momentum, inner_nesterov, options)
+
+
+def sgd(
+    learning_rate: ScalarOrSchedule, momentum: Scalar | None, nesterov: bool
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.sgd` with its arguments checked."""
+    return optax.sgd(
+        _checks.check("learning_rate", learning_rate),
+        _checks.check("momentum", momentum),
+        _checks.check("nesterov", nesterov),
+    )
 
 
 @with_options_of(entropic)
 def entropy_adam(
     learning_rate: ScalarOrSchedule,
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     *,
-    inner_momentum: ArrayLike | None = 0.9,
+    inner_momentum: Scalar | None = 0.9,
     inner_nesterov: bool = True,
     **options: Unpack[EntropicOptions],
 ) -> EntropicTransformation:
@@ -343,15 +355,18 @@ def entropy_adam(
       https://arxiv.org/abs/1611.01838, section 4.3.
       Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015.
     """
-    learning_rate = _checks.check("learning_rate", learning_rate)
-    b1, b2, eps = _checks.check("b1", b1), _checks.check("b2", b2), _checks.check("eps", eps)
-    base_optimizer = optax.adam(learning_rate, b1, b2, eps)
+    base_optimizer = optax.adam(
+        _checks.check("learning_rate", learning_rate),
+        _checks.check("b1", b1),
+        _checks.check("b2", b2),
+        _checks.check("eps", eps),
+    )
     return _with_momentum(base_optimizer, inner_momentum, inner_nesterov, options)
 
 
 def _with_momentum(
     base_optimizer: optax.GradientTransformation,
-    decay: ArrayLike | None,
+    decay: Scalar | None,
     nesterov: bool,
     options: EntropicOptions,
 ) -> EntropicTransformation:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from entropy_sgd_jax import _checks, _collectives
 from entropy_sgd_jax._state import EntropicState
@@ -60,7 +61,7 @@ class Adviser:
 
 def _is_traced(arrays: PyTree) -> bool:
     leaves = [*jax.tree.leaves(arrays), jnp.zeros(())]  # the last for constants under jit
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return any(isinstance(leaf, Tracer) for leaf in leaves)
 
 
 def params(tree: PyTree) -> None:

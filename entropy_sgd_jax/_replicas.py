@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.typing import ArrayLike
 
 from entropy_sgd_jax import (
     _checks,
@@ -22,7 +21,7 @@ from entropy_sgd_jax import (
     _quantisation,
     _trees,
 )
-from entropy_sgd_jax._optimizers import build, entropic
+from entropy_sgd_jax._optimizers import build, entropic, sgd
 from entropy_sgd_jax._options import advised, with_options_of
 from entropy_sgd_jax._typing import (
     AxisName,
@@ -30,7 +29,9 @@ from entropy_sgd_jax._typing import (
     EntropicTransformation,
     LangevinOptions,
     PyTree,
+    Scalar,
     ScalarOrSchedule,
+    Tree,
 )
 
 
@@ -85,7 +86,7 @@ def add_elastic_coupling(
         return ElasticCouplingState(count=jnp.zeros((), jnp.int32))
 
     def update(
-        updates: PyTree, state: ElasticCouplingState, params: PyTree | None = None
+        updates: PyTree, state: PyTree, params: PyTree | None = None
     ) -> tuple[PyTree, ElasticCouplingState]:
         _protocol.params(params)
         _protocol.bound("axis_name", axis_name)
@@ -97,7 +98,7 @@ def add_elastic_coupling(
             spring = jnp.asarray(rho, wide) * (jnp.asarray(x, wide) - mean)
             return jnp.asarray(jnp.asarray(update, wide) + spring, jnp.result_type(update))
 
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         return jax.tree.map(pull, updates, params, center), ElasticCouplingState(count)
 
     return optax.GradientTransformation(init, update)
@@ -167,12 +168,12 @@ def average_over_replicas(
 
     def update(
         updates: PyTree,
-        state: Any,
+        state: PyTree,
         params: PyTree | None = None,
         *,
-        replica_weight: ArrayLike | None = None,
+        replica_weight: Scalar | None = None,
         **extra_args: Any,
-    ) -> tuple[PyTree, Any]:
+    ) -> tuple[PyTree, PyTree]:
         del params, extra_args
         weight = 1 if replica_weight is None else _checks.check("replica_weight", replica_weight)
         weight = jnp.asarray(weight, jnp.float32)
@@ -193,7 +194,7 @@ def average_over_replicas(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def replica_average(params: PyTree, axis_name: AxisName) -> PyTree:
+def replica_average(params: Tree, axis_name: AxisName | None) -> Tree:
     """Returns the mean of the replicas' parameters: the model to evaluate and to save.
 
     In streaming mode take the mean of ``anchor_params(state, params)``.
@@ -222,7 +223,7 @@ def replica_average(params: PyTree, axis_name: AxisName) -> PyTree:
 @with_options_of(entropic, inner_steps=25)
 def parle(
     learning_rate: ScalarOrSchedule,
-    momentum: ArrayLike | None = 0.9,
+    momentum: Scalar | None = 0.9,
     nesterov: bool = True,
     *,
     replica_axis_name: AxisName,
@@ -296,7 +297,7 @@ def parle(
 @advised
 def elastic_sgd(
     learning_rate: ScalarOrSchedule,
-    momentum: ArrayLike | None = 0.9,
+    momentum: Scalar | None = 0.9,
     nesterov: bool = True,
     *,
     replica_axis_name: AxisName,
@@ -335,22 +336,18 @@ def elastic_sgd(
       Zhang, Choromanska and LeCun, "Deep learning with Elastic Averaging SGD", NeurIPS 2015,
       https://arxiv.org/abs/1412.6651; as restated in Parle, https://arxiv.org/abs/1707.00424.
     """
-    learning_rate = _checks.check("learning_rate", learning_rate)
-    momentum, nesterov = _checks.check("momentum", momentum), _checks.check("nesterov", nesterov)
+    step = sgd(learning_rate, momentum, nesterov)
     coupling = _checks.check("coupling", coupling)
     replica_axis_name = _checks.given("replica_axis_name", replica_axis_name)
     return optax.with_extra_args_support(
-        optax.chain(
-            add_elastic_coupling(coupling, replica_axis_name),
-            optax.sgd(learning_rate, momentum, nesterov),
-        )
+        optax.chain(add_elastic_coupling(coupling, replica_axis_name), step)
     )
 
 
 @advised
 def replicated_sgd(
     learning_rate: ScalarOrSchedule,
-    momentum: ArrayLike | None = 0.9,
+    momentum: Scalar | None = 0.9,
     nesterov: bool = True,
     *,
     replica_axis_name: AxisName,
@@ -400,7 +397,7 @@ def replicated_sgd(
 @with_options_of(entropic, averaging=1, scope=0, noise_scale=0, reset_inner_state=False)
 def diloco(
     learning_rate: ScalarOrSchedule = 0.7,
-    momentum: ArrayLike | None = 0.9,
+    momentum: Scalar | None = 0.9,
     nesterov: bool = True,
     *,
     replica_axis_name: AxisName | None = None,
@@ -489,17 +486,13 @@ def diloco(
       Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", NeurIPS 2019,
       https://arxiv.org/abs/1907.08610.
     """
-    learning_rate = _checks.check("learning_rate", learning_rate)
-    momentum, nesterov = _checks.check("momentum", momentum), _checks.check("nesterov", nesterov)
+    step = sgd(learning_rate, momentum, nesterov)
     replica_axis_name = _checks.check("replica_axis_name", replica_axis_name)
     inner_learning_rate, inner_transform = _inner_loop(
         inner_optimizer, inner_learning_rate, inner_transform
     )
     return build(
-        optax.chain(
-            average_over_replicas(replica_axis_name, bits=bits),
-            optax.sgd(learning_rate, momentum, nesterov),
-        ),
+        optax.chain(average_over_replicas(replica_axis_name, bits=bits), step),
         replica_axis_name=replica_axis_name,
         inner_steps=inner_steps,
         inner_learning_rate=inner_learning_rate,

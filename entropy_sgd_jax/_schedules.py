@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _checks
+from entropy_sgd_jax._typing import Scalar
 
 
 def scoping(
-    init_value: ArrayLike, growth_rate: ArrayLike, max_value: ArrayLike | None = None
-) -> optax.Schedule:
+    init_value: Scalar, growth_rate: Scalar, max_value: Scalar | None = None
+) -> Callable[[ArrayLike], jax.Array]:
     r"""Grows the scope geometrically with the outer steps, as the paper does.
 
     .. math::
@@ -49,9 +51,9 @@ def scoping(
 
     # log1p keeps the digits of a small growth rate, which 1 + growth_rate would round away.
     is_known = isinstance(growth_rate, float)
-    log_growth = (math if is_known else jnp).log1p(growth_rate)
+    log_growth = math.log1p(growth_rate) if is_known else jnp.log1p(growth_rate)
 
-    def schedule(count: ArrayLike) -> ArrayLike:
+    def schedule(count: ArrayLike) -> jax.Array:
         if not isinstance(count, int | float):
             count = jnp.asarray(count, jnp.result_type(float))
         growth = jnp.exp(count * log_growth)

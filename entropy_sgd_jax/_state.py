@@ -11,7 +11,7 @@ import optax
 
 from entropy_sgd_jax import _streaming
 from entropy_sgd_jax._diagnostics import EntropicDiagnostics
-from entropy_sgd_jax._typing import PyTree
+from entropy_sgd_jax._typing import PyTree, Tree
 
 
 class EntropicState(NamedTuple):
@@ -24,14 +24,14 @@ class EntropicState(NamedTuple):
     rng_key: jax.Array  # never split: the noise is a function of rng_key, t and the step
     langevin_iterate: PyTree  # x′, like params, in the accumulator's dtype
     langevin_average: PyTree  # μ, likewise
-    inner_state: optax.OptState  # of `inner_transform`
-    base_state: optax.OptState  # of `base_optimizer`
-    anchor: Any  # x, like params; None in scan mode
-    inner_count: Any  # Langevin steps since x moved; shape (), int32; None in scan mode
+    inner_state: PyTree  # of `inner_transform`
+    base_state: PyTree  # of `base_optimizer`
+    anchor: PyTree | None  # x, like params; None in scan mode
+    inner_count: jax.Array | None  # Langevin steps since x moved, int32; None in scan mode
     diagnostics: EntropicDiagnostics | None  # with `diagnostics=True`
 
 
-def anchor_params(state: optax.OptState, params: PyTree) -> PyTree:
+def anchor_params(state: PyTree, params: Tree) -> Tree:
     """Returns x, the parameters to evaluate and to save, in either mode.
 
     In scan mode `params` is x already. In streaming mode `params` is the Langevin iterate x′, and
@@ -68,7 +68,7 @@ def anchor_params(state: optax.OptState, params: PyTree) -> PyTree:
     return params
 
 
-def entropic_diagnostics(state: optax.OptState) -> EntropicDiagnostics:
+def entropic_diagnostics(state: PyTree) -> EntropicDiagnostics:
     """Returns the record of the last update, wherever in `state` it is.
 
     Args:
@@ -106,7 +106,7 @@ def entropic_diagnostics(state: optax.OptState) -> EntropicDiagnostics:
     return found[0].diagnostics
 
 
-def _entropic_states(state: optax.OptState) -> list[EntropicState]:
+def _entropic_states(state: PyTree) -> list[EntropicState]:
     def is_entropic(node: Any) -> bool:
         return isinstance(node, EntropicState)
 
@@ -122,6 +122,7 @@ def _entropic_states(state: optax.OptState) -> list[EntropicState]:
 
 def _overlay(state: EntropicState, params: PyTree) -> PyTree:
     """x where `state` has it, and `params` where `state` has a MaskedNode."""
+    assert state.inner_count is not None
     between_cycles = ~state.inner_count.astype(bool)
 
     def is_hidden(node: Any) -> bool:

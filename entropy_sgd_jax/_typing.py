@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 import jax
+import numpy as np
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 if TYPE_CHECKING:
     from entropy_sgd_jax._state import EntropicState
 
 PyTree: TypeAlias = Any  # a tree of arrays, of any structure
+Tree = TypeVar("Tree")  # one whose structure comes back
+Scalar: TypeAlias = float | np.number[Any] | np.ndarray | jax.Array
 Schedule: TypeAlias = Callable[[jax.Array], ArrayLike]
-ScalarOrSchedule: TypeAlias = ArrayLike | Schedule
+ScalarOrSchedule: TypeAlias = Scalar | Schedule
+Key: TypeAlias = int | np.integer[Any] | np.ndarray | jax.Array  # a seed, or JAX's of either kind
 AxisName: TypeAlias = Hashable  # of vmap, pmap or shard_map; a tuple of names for several axes
+Noise: TypeAlias = Literal["gaussian", "rademacher"]
 GradFn: TypeAlias = Callable[[Any, Any], PyTree]  # (params, batch) -> gradients
-ValueAndGradFn: TypeAlias = Callable[[Any, Any], tuple[Any, PyTree]]
+ValueAndGradFn: TypeAlias = Callable[[Any, Any], tuple[ArrayLike, PyTree]]
 
 
 class LangevinOptions(TypedDict, total=False):
@@ -27,13 +32,13 @@ class LangevinOptions(TypedDict, total=False):
     noise_scale: ScalarOrSchedule
     averaging: ScalarOrSchedule
     reset_inner_state: bool
-    noise: str
+    noise: Noise
     scale_by_scope: bool
     streaming: bool
     batch_axis_name: AxisName | None
-    accumulator_dtype: Any
+    accumulator_dtype: DTypeLike | None
     diagnostics: bool
-    key: Any
+    key: Key
 
 
 class EntropicOptions(LangevinOptions, total=False):
@@ -49,6 +54,7 @@ class Init(Protocol):
 
     def __call__(self, params: PyTree) -> EntropicState:
         """The state before the first update."""
+        ...
 
 
 class Update(Protocol):
@@ -57,7 +63,7 @@ class Update(Protocol):
     def __call__(
         self,
         updates: PyTree | None,
-        state: Any,
+        state: PyTree,
         params: PyTree | None = None,
         *,
         grad_fn: GradFn | None = None,
@@ -66,14 +72,17 @@ class Update(Protocol):
         **extra_args: Any,
     ) -> tuple[PyTree, EntropicState]:
         """The updates to apply to `params`, and the next state."""
+        ...
 
 
 class EntropicTransformation(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
     """An Optax transformation whose `update` may be given `grad_fn` and `batches`."""
 
     if TYPE_CHECKING:
-        init: Init
-        update: Update
+        # Fields of a named tuple may not be narrowed, and these take and return more and less.
+        init: Init  # pyright: ignore[reportIncompatibleVariableOverride]
+        update: Update  # pyright: ignore[reportIncompatibleVariableOverride]
 
         def __new__(cls, init: Init, update: Update) -> EntropicTransformation:
             """The pair of functions."""
+            ...

@@ -35,7 +35,7 @@ matrix. The spectrum of one layer is that of a loss which closes over the others
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entropy_sgd_jax.flatness import checks
 from entropy_sgd_jax.flatness.curvature import (
@@ -53,6 +53,9 @@ from entropy_sgd_jax.flatness.spectrum import (
     spectral_density,
 )
 from entropy_sgd_jax.flatness.top import top_eigenvalues
+
+if TYPE_CHECKING:
+    from entropy_sgd_jax.flatness import plots as plots
 
 __all__ = [
     "Estimate",

@@ -14,6 +14,7 @@ import numpy as np
 
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax import _noise as noise_lib
+from entropy_sgd_jax._typing import PyTree
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def extra(name: str) -> Iterator[None]:
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
-def params(tree: Any) -> int:
+def params(tree: PyTree) -> int:
     """Returns the number of parameters; raises ValueError unless all are real floating arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for path, leaf in leaves:

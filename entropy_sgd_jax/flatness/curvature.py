@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from entropy_sgd_jax import _protocol, _trees
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 
@@ -54,8 +55,13 @@ class GaussNewton:
 
 
 def hessian_vector_product(
-    loss: Loss, params: Any, vector: Any, batches: Any, *, batch_size: BatchSize | None = None
-) -> Any:
+    loss: Loss,
+    params: PyTree,
+    vector: PyTree,
+    batches: PyTree,
+    *,
+    batch_size: BatchSize | None = None,
+) -> PyTree:
     """The Hessian of the mean loss over the data set, times a vector.
 
     Cost: one forward-over-reverse pass over the data, two to three times the time of a gradient
@@ -100,7 +106,7 @@ def gauss_newton_vector_product(
     batches: Any,
     *,
     batch_size: BatchSize | None = None,
-) -> Any:
+) -> PyTree:
     """The generalised Gauss-Newton matrix of the mean loss over the data set, times a vector.
 
     ``hessian_vector_product`` of ``GaussNewton(model, criterion)``: see there.
@@ -119,15 +125,15 @@ def gauss_newton_vector_product(
 
 
 def operator(
-    loss: Loss, params: Any, data: DataSet, *, block: bool = False
-) -> Callable[[Any], Any]:
+    loss: Loss, params: PyTree, data: DataSet, *, block: bool = False
+) -> Callable[[PyTree], PyTree]:
     """The curvature over the data set as a function of a vector, in at least float32.
 
     With `block`, of a whole basis of vectors, all of which go through the data in one pass.
     """
     product = _gauss_newton_product if isinstance(loss, GaussNewton) else _hessian_product
 
-    def batch_product(params: Any, vector: Any, batch: Any) -> Any:
+    def batch_product(params: PyTree, vector: PyTree, batch: PyTree) -> PyTree:
         return product(loss, params, _trees.cast_like(vector, params), batch)
 
     if block:
@@ -135,18 +141,18 @@ def operator(
     return functools.partial(data.mean(batch_product), params)
 
 
-def _hessian_product(loss: Any, params: Any, vector: Any, batch: Any) -> Any:
+def _hessian_product(loss: Any, params: PyTree, vector: PyTree, batch: PyTree) -> PyTree:
     """The derivative of the gradient along the vector."""
     return jax.jvp(jax.grad(lambda params: loss(params, batch)), (params,), (vector,))[1]
 
 
-def _gauss_newton_product(loss: Any, params: Any, vector: Any, batch: Any) -> Any:
+def _gauss_newton_product(loss: Any, params: PyTree, vector: PyTree, batch: PyTree) -> PyTree:
     """Jᵀ C J times the vector, from right to left."""
 
-    def model(params: Any) -> Any:
+    def model(params: PyTree) -> PyTree:
         return loss.model(params, batch)
 
-    def gradient(outputs: Any) -> Any:
+    def gradient(outputs: PyTree) -> PyTree:
         return jax.grad(loss.criterion)(outputs, batch)
 
     outputs, pull_back = jax.vjp(model, params)

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 
 T = TypeVar("T")
@@ -31,8 +32,8 @@ class DataSet:
       single_pass: whether one pass is all that will be made, so that an iterator will do.
     """
 
-    def __init__(self, batches: Any, batch_size: BatchSize | None, *, single_pass: bool = False):
-        self.stacked = not _is_iterable_of_batches(batches)
+    def __init__(self, batches: PyTree, batch_size: BatchSize | None, *, single_pass: bool = False):
+        self.stacked: bool = not _is_iterable_of_batches(batches)
         if self.stacked:
             _check_stacked(batches)
         else:
@@ -50,7 +51,7 @@ class DataSet:
         """
         return self._scanned(function) if self.stacked else self._streamed(function)
 
-    def loop(self, start: Any, stop: Any, body: Callable[[Any, Any], T], carry: T) -> T:
+    def loop(self, start: ArrayLike, stop: ArrayLike, body: Callable[[Any, Any], T], carry: T) -> T:
         """`carry = body(i, carry)` for i from `start` to `stop` − 1."""
         if self.stacked:
             result: T = lax.fori_loop(start, stop, body, carry)
@@ -77,8 +78,8 @@ class DataSet:
 
     def _scanned(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @jax.jit
-        def mean(batches: Any, *args: Any) -> Any:
-            def add(sums: Any, batch: Any) -> Any:
+        def mean(batches: PyTree, *args: Any) -> Any:
+            def add(sums: PyTree, batch: PyTree) -> Any:
                 return _add(sums, function(*args, batch), self._batch_size(batch)), None
 
             first = jax.tree.map(lambda leaf: leaf[0], batches)
@@ -89,7 +90,7 @@ class DataSet:
 
     def _streamed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @jax.jit
-        def add(sums: Any, batch: Any, *args: Any) -> Any:
+        def add(sums: PyTree, batch: PyTree, *args: Any) -> Any:
             return _add(sums, function(*args, batch), self._batch_size(batch))
 
         divide = jax.jit(_divide)
@@ -158,14 +159,14 @@ def _leading_axis(batch: Any) -> int:
     return next((shape[0] for shape in shapes if shape), 1)
 
 
-def _is_iterable_of_batches(batches: Any) -> bool:
+def _is_iterable_of_batches(batches: PyTree) -> bool:
     """Lists are, and whatever is neither an array nor a pytree."""
     if isinstance(batches, list):
         return True
     return jax.tree_util.all_leaves([batches]) and not hasattr(batches, "shape")
 
 
-def _check_stacked(batches: Any) -> None:
+def _check_stacked(batches: PyTree) -> None:
     shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
     if len(shapes) != 1 or shapes & {(), (0,)}:
         got = sorted(shapes) if shapes else f"{batches!r}, which has no leaves"
@@ -176,7 +177,7 @@ def _check_stacked(batches: Any) -> None:
         )
 
 
-def _check_iterable(batches: Any, single_pass: bool) -> None:
+def _check_iterable(batches: PyTree, single_pass: bool) -> None:
     if not isinstance(batches, Iterable):
         raise ValueError(
             "`batches` must be stacked arrays or an iterable of batches; got "

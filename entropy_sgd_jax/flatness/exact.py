@@ -9,8 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.curvature import Loss, operator
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -22,8 +25,8 @@ _ROWS_ON_CPU = 32_766  # beyond, the size of that workspace overflows LAPACK's i
 
 def exact_spectrum(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     *,
     block_size: int = 32,
     memory_limit: float = 32,
@@ -100,7 +103,7 @@ def _filler(
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
     @jax.jit
-    def unit_vectors(first: Any) -> Any:
+    def unit_vectors(first: ArrayLike) -> Any:
         return jax.vmap(unravel)(jax.nn.one_hot(first + jnp.arange(block), count, dtype=dtype))
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -126,5 +129,5 @@ def _eigenvalues(matrix: jax.Array) -> jax.Array:
     return eigenvalues
 
 
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.data import DataSet
@@ -48,7 +49,7 @@ def start(vector: Any, rows: int, key: jax.Array) -> Krylov:
 
 
 def extend(
-    data: DataSet, product: Callable[[Any], Any], krylov: Krylov, first: Any, last: Any
+    data: DataSet, product: Callable[[Any], Any], krylov: Krylov, first: ArrayLike, last: ArrayLike
 ) -> Krylov:
     """Fills the rows from `first` to `last` − 1, at one product with the matrix each.
 

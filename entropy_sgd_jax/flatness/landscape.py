@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, estimates, vectors
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -16,14 +18,14 @@ from entropy_sgd_jax.flatness.estimates import Estimate
 
 def local_energy(
     loss: Loss,
-    params: Any,
-    batches: Any,
-    strength: Any,
+    params: PyTree,
+    batches: PyTree,
+    strength: ArrayLike,
     *,
     multiplicative: bool = True,
     num_samples: int = 100,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Estimate:
     """The mean rise of the loss over the data set under Gaussian perturbation of the parameters.
 
@@ -100,9 +102,9 @@ def local_energy(
 
 def sharpness(
     loss: Loss,
-    params: Any,
-    batches: Any,
-    radius: Any,
+    params: PyTree,
+    batches: PyTree,
+    radius: ArrayLike,
     *,
     num_steps: int = 20,
     batch_size: BatchSize | None = None,
@@ -153,7 +155,7 @@ def sharpness(
     value_and_grad = data.mean(jax.value_and_grad(loss))
     noise = vectors.normalised(vectors.draw(jax.random.normal, checks.key(key), params))
 
-    def step(number: Any, carry: Any) -> Any:
+    def step(number: ArrayLike, carry: Any) -> Any:
         gradient, highest = carry
         # The trace of noise leads off where the gradient vanishes.
         direction = vectors.add_scaled(vectors.normalised(gradient), 1e-6, noise)

@@ -7,11 +7,11 @@ matplotlib, an extra of this package.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -24,7 +24,7 @@ from entropy_sgd_jax.flatness.spectrum import SpectralDensity
 __all__ = ["density", "energy_profiles", "plane_through", "slice_between", "spectrum", "valleys"]
 
 
-def spectrum(eigenvalues: Any, *, title: str = "Eigenvalues of the Hessian") -> Figure:
+def spectrum(eigenvalues: npt.ArrayLike, *, title: str = "Eigenvalues of the Hessian") -> Figure:
     """A histogram of all eigenvalues, with its right tail and its negative side in two insets.
 
     Args:
@@ -59,7 +59,7 @@ def density(
     spectra: SpectralDensity | Mapping[str, SpectralDensity],
     *,
     width: float | None = None,
-    eigenvalues: Any = None,
+    eigenvalues: npt.ArrayLike | None = None,
     title: str = "Spectral density of the Hessian",
 ) -> Figure:
     """The density of the spectrum on a log axis, with a band of one standard error.
@@ -96,7 +96,7 @@ def density(
 
 
 def energy_profiles(
-    profiles: Mapping[str, tuple[Any, Estimate]],
+    profiles: Mapping[str, tuple[npt.ArrayLike, Estimate]],
     *,
     ylabel: str = "rise of the loss",
     title: str = "Local energy",
@@ -179,7 +179,7 @@ def _blue(shade: float) -> tuple[float, float, float]:
     return (1 - shade, 1 - 0.7 * shade, 1 - 0.3 * shade)
 
 
-def _even(values: Any) -> jax.Array:
+def _even(values: npt.ArrayLike) -> jax.Array:
     """The same weight for all, as one rule."""
     size = np.size(values)
     return jnp.full((1, size), 1 / size)

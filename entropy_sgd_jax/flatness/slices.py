@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from matplotlib.figure import Figure
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -18,9 +19,9 @@ from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
 
 def slice_between(
     loss: Loss,
-    first: Any,
-    second: Any,
-    batches: Any,
+    first: PyTree,
+    second: PyTree,
+    batches: PyTree,
     *,
     names: tuple[str, str] = ("first", "second"),
     points: int = 41,
@@ -57,10 +58,10 @@ def slice_between(
 
 def plane_through(
     loss: Loss,
-    first: Any,
-    second: Any,
-    third: Any,
-    batches: Any,
+    first: PyTree,
+    second: PyTree,
+    third: PyTree,
+    batches: PyTree,
     *,
     names: tuple[str, str, str] = ("first", "second", "third"),
     points: int = 25,
@@ -113,15 +114,15 @@ def plane_through(
 
 def _losses(
     loss: Loss,
-    origin: Any,
-    directions: list[Any],
+    origin: PyTree,
+    directions: list[PyTree],
     steps: np.ndarray,
-    batches: Any,
+    batches: PyTree,
     batch_size: BatchSize | None,
 ) -> np.ndarray:
     """The mean loss at `origin` plus each row of `steps` times the directions; one pass."""
 
-    def losses(origin: Any, directions: list[Any], steps: Any, batch: Any) -> Any:
+    def losses(origin: PyTree, directions: list[PyTree], steps: Any, batch: PyTree) -> Any:
         def at(step: Any) -> Any:
             moved = jax.tree.map(
                 lambda leaf, *ways: leaf + sum(s * way for s, way in zip(step, ways, strict=True)),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, estimates, lanczos, vectors
 from entropy_sgd_jax.flatness.curvature import Loss, operator
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -19,12 +20,12 @@ _PROBES = "Error bars fall with its square root, and need at least 2."
 
 def hessian_trace(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     *,
     num_probes: int = 32,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Estimate:
     """The trace of the Hessian of the mean loss over the data set, by Hutchinson's estimator.
 
@@ -128,13 +129,13 @@ class SpectralDensity(NamedTuple):
 
 def spectral_density(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     *,
     num_probes: int = 8,
     num_steps: int = 80,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> SpectralDensity:
     """The distribution of all eigenvalues, by stochastic Lanczos quadrature.
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, lanczos, vectors
 from entropy_sgd_jax.flatness.curvature import Loss, operator
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
@@ -28,15 +30,15 @@ class _Search(NamedTuple):
 
 def top_eigenvalues(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     k: int,
     *,
     tolerance: float = 1e-6,
     max_products: int = 2000,
     return_eigenvectors: bool = False,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Any:
     """The k algebraically largest eigenvalues of the Hessian of the mean loss over the data set.
 
@@ -121,7 +123,7 @@ def _nothing_found(krylov: Krylov, k: int) -> _Search:
 
 
 @functools.partial(jax.jit, static_argnames="exhausted")
-def _assess(search: _Search, tolerance: Any, *, exhausted: bool) -> _Search:
+def _assess(search: _Search, tolerance: ArrayLike, *, exhausted: bool) -> _Search:
     """Takes stock of a full basis, and restarts from the best of it.
 
     Args:

@@ -10,8 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
+
+from entropy_sgd_jax._typing import PyTree
 
 # Accelerators round the factors of a product to fewer bits unless told otherwise.
 _PRECISION = lax.Precision.HIGHEST
@@ -21,7 +24,7 @@ _PRECISION = lax.Precision.HIGHEST
 uniform = functools.partial(jax.random.uniform, minval=-1)
 
 
-def dtype_of(tree: Any) -> Any:
+def dtype_of(tree: PyTree) -> np.dtype[Any]:
     """The widest dtype of the leaves, at least float32."""
     # Leaf by leaf, since scalars of a weak type would give way to float32.
     dtypes = map(jnp.result_type, jax.tree.leaves(tree))
@@ -85,7 +88,7 @@ def norm(vector: Any) -> jax.Array:
     return unit * jnp.sqrt(inner_product(scaled, scaled))
 
 
-def normalised(vector: Any) -> Any:
+def normalised(vector: PyTree) -> PyTree:
     """`vector` at norm 1; zero stays zero."""
     length = norm(vector)
     length = jnp.where(length > 0, length, 1)
@@ -103,7 +106,7 @@ def add_scaled(a: Any, scale: ArrayLike, b: Any) -> Any:
     return jax.tree.map(add, a, b)
 
 
-def empty_basis(size: int, like: Any) -> Any:
+def empty_basis(size: int, like: PyTree) -> PyTree:
     """`size` zero vectors in the shapes of `like`."""
     return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), like)
 
