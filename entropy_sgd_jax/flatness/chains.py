@@ -80,9 +80,9 @@ class Samples(NamedTuple):
         rows = jnp.zeros((plan.num_chains, plan.num_steps), dtype)
         return cls(rows, rows, rows, rows, rows[0])
 
-    def kept(self, plan: Plan) -> Samples:
-        """Without the burn-in."""
-        return Samples(*(rows[..., plan.burn_in :] for rows in self))
+    def kept(self, burn_in: int) -> Samples:
+        """Without the first `burn_in` steps."""
+        return Samples(*(rows[..., burn_in:] for rows in self))
 
     def with_step(self, number: Any, *values: Any) -> Samples:
         """One value for each field, put at step `number`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -160,11 +161,11 @@ def local_learning_coefficient(
 
     >>> import jax.numpy as jnp
     >>> from entropy_sgd_jax.flatness import local_learning_coefficient
-    >>> loss = lambda params, batch: params["a"] ** 2 + params["b"] ** 4  # 1/2 + 1/4, and 0 for c
-    >>> params = {"a": 0.0, "b": 0.0, "c": 0.0}
-    >>> estimate = local_learning_coefficient(loss, params, [None], inverse_temperature=1e6)
-    >>> print(f"{estimate.value:.2f}")
-    0.75
+    >>> def loss(params, batch):  # 1/2, 1/4, 1/4, and 0 for the last, of which it knows nothing
+    ...     return params[0] ** 2 + params[1] ** 4 + params[2] ** 4
+    >>> estimate = local_learning_coefficient(loss, jnp.zeros(4), [None], inverse_temperature=1e6)
+    >>> print(f"{estimate.value:.1f}")
+    1.0
 
     References:
       Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
@@ -191,7 +192,8 @@ def local_learning_coefficient(
             "and each step goes through all data; each of 'sgld' takes one batch."
         )
     run = _SAMPLERS[method](loss, params, data, target, plan, checks.key(key))
-    estimate = _estimate(run, target, plan, method)
+    shared = method == "sgld"
+    estimate = _estimate(run, target.inverse_temperature, plan.burn_in, shared)
     if not chains.is_traced(estimate):
         estimate.check()
     return estimate
@@ -236,13 +238,12 @@ def _plan(
     return chains.Plan(num_chains, num_steps, step_size, bool(precondition), progress)
 
 
-def _estimate(
-    run: chains.Run, target: chains.Target, plan: chains.Plan, method: str
-) -> LearningCoefficient:
-    kept, beta = run.samples.kept(plan), target.inverse_temperature
+@functools.partial(jax.jit, static_argnames=("burn_in", "shared"))
+def _estimate(run: chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> LearningCoefficient:
+    kept = run.samples.kept(burn_in)
     unbiased = beta * kept.losses - kept.biases
     error = convergence.standard_error(unbiased)
-    if method == "sgld":  # whose chains share their batches
+    if shared:  # the batches of all chains are the same
         together = convergence.standard_error(unbiased.mean(axis=0, keepdims=True))
         error = jnp.maximum(error, together)
     return LearningCoefficient(

@@ -88,24 +88,23 @@ def sample(
     here, slope = data.mean(jax.value_and_grad(loss))(params)
     batch_key, noise_key = jax.random.split(key)
     draw = data.drawn(batch_key)
+    evaluate = jax.jit(functools.partial(_evaluate, loss))
     move = jax.jit(functools.partial(_move, target, plan, noise_key))
 
     def step(number: Any, carry: tuple[Chain, Samples]) -> tuple[Chain, Samples]:
         # Drawn after the step that led here, which it must not know of.
         batch, weight = draw(number)
-        rises, controls, gradient = _evaluate(loss, params, slope, carry[0].offset, batch, weight)
-        chain, results = move(carry[0], rises, gradient, number)
-        return chain, carry[1].with_step(number, rises, controls, *results)
+        evaluated = evaluate(params, slope, carry[0].offset, batch, weight)
+        return move(*carry, *evaluated, number)
 
     dtype = vectors.dtype_of(params)
     # A hundredth of what suits curvatures of 1, since no correction forgives a step too large.
     first = jnp.asarray(_BIAS / 25 / sum(target), dtype)
     chain = Chain(offset, StepSize.start(plan, first), jnp.zeros(2, dtype), zero)
     chain, samples = plan.run(data, step, (chain, Samples.empty(plan, dtype)))
-    return Run(_controlled(plan, samples), jnp.exp(chain.step_size.log), here)
+    return Run(_controlled(samples, plan.burn_in), jnp.exp(chain.step_size.log), here)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _evaluate(
     loss: Any, params: Any, slope: Any, offsets: Any, batch: Any, weight: Any
 ) -> tuple[Any, Any, Any]:
@@ -114,13 +113,12 @@ def _evaluate(
     That of zero is what the noise of the mini-batch's gradient at w₀ adds to the loss along w − w₀.
     """
 
-    def difference(offset: Any) -> jax.Array:
+    def difference(offset: Any) -> Any:
         return loss(chains_lib.at(params, offset), batch) - here
 
     def weighted(estimate: jax.Array) -> jax.Array:
         # A batch without examples has no mean, NaN most likely.
-        scaled: jax.Array = estimate * jnp.asarray(weight, estimate.dtype)
-        return jnp.where(weight > 0, scaled, 0)
+        return jnp.where(weight > 0, estimate * jnp.asarray(weight, estimate.dtype), 0)
 
     here, slope_here = jax.value_and_grad(loss)(params, batch)
     rises, gradient = jax.vmap(jax.value_and_grad(difference))(offsets)
@@ -130,13 +128,14 @@ def _evaluate(
     return weighted(rises), controls, gradient
 
 
-def _controlled(plan: Plan, samples: Samples) -> Samples:
+@functools.partial(jax.jit, static_argnums=1)
+def _controlled(samples: Samples, burn_in: int) -> Samples:
     """The losses less what their regression on the controls explains, for each chain.
 
     Near w₀ that is all noise of the mini-batches; a chain that has moved far along a flat valley
     has another gradient than w₀, and then the controls explain little.
     """
-    losses, controls, *_ = samples.kept(plan)
+    losses, controls, *_ = samples.kept(burn_in)
     square = (controls**2).sum(axis=1)
     product = ((losses - losses.mean(axis=1, keepdims=True)) * controls).sum(axis=1)
     slope = jnp.where(square > 0, product / jnp.where(square > 0, square, 1), 0)
