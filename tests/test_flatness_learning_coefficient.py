@@ -232,7 +232,7 @@ def test_data_of_every_kind_count_their_examples(options: dict) -> None:
 
     mask = jnp.zeros((34, 40)).at[:32, :32].set(1)
     data = {
-        "stacked": (LOSS, STACKED, None, 2000),
+        "stacked": (LOSS, jax.tree.map(np.asarray, STACKED), None, 2000),
         "padded": (masked, (*map(pad, STACKED), mask), lambda batch: batch[2].sum(), 2000),
         "ragged": (LOSS, Loader(), None, 400),
     }
@@ -243,6 +243,26 @@ def test_data_of_every_kind_count_their_examples(options: dict) -> None:
         np.testing.assert_allclose(estimate.inverse_temperature, BETA, rtol=1e-6)
         assert is_near(estimate, EXACT)
         assert estimate.standard_error < 0.1 * EXACT
+
+
+@pytest.mark.parametrize("options", [METHODS[0], METHODS[2]], ids=str)
+@pytest.mark.parametrize("stacked", [True, False])
+def test_batches_count_by_their_weight(stacked: bool, options: dict) -> None:
+    """Nine of curvature 1 and one of curvature 9: the mean is 1.8, and not 5."""
+    batches: Any = {"curvature": jnp.array([1.0, 9.0]), "weight": jnp.array([9.0, 1.0])}
+    if not stacked:
+        batches = [jax.tree.map(lambda leaf, i=i: leaf[i], batches) for i in (0, 1)]
+    estimate, _ = quietly(
+        lambda params, batch: 0.5 * batch["curvature"] * jnp.sum(params**2),
+        *(jnp.zeros(20), batches),
+        inverse_temperature=10.0,
+        scope=10.0,
+        batch_size=lambda batch: batch["weight"],
+        num_steps=600,
+        **options,
+    )
+    assert is_near(estimate, quadratic([1.8] * 20, 10, 10))
+    assert not is_near(estimate, quadratic([5.0] * 20, 10, 10))
 
 
 def test_mini_batches_hardly_add_to_the_error_where_chains_stay_near() -> None:
@@ -265,6 +285,11 @@ COVERED = {
     "quadratic": (square, jnp.zeros(20), NO_DATA, 1e4, quadratic(CURVATURES, 1e4, 1), {}),
     "quartic": (quartic, jnp.zeros(8), NO_DATA, 1e8, 2.0, {}),
     "mini-batches": (LOSS, MINIMUM, STACKED, BETA, EXACT, {"method": "sgld"}),
+    "unlike batches": (
+        lambda params, batch: 0.5 * batch * jnp.sum(params**2),
+        *(jnp.zeros(20), jnp.array([0.2, 1.8]), 1e3, quadratic([1.0] * 20, 1e3, 1)),
+        {"method": "sgld"},
+    ),
 }
 
 
@@ -456,11 +481,13 @@ import jax, jax.numpy as jnp, numpy as np
 # Programs that wait for each other's devices starve where cores are fewer than devices.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from entropy_sgd_jax.flatness import local_learning_coefficient
+from entropy_sgd_jax.flatness import chains, local_learning_coefficient
 
 mesh = Mesh(np.array(jax.devices()), ("d",))
 split = NamedSharding(mesh, P(None, "d"))
 params = jnp.zeros((16, 4096))
+start = chains.zeros(jax.device_put(params, split), 8)
+assert start.addressable_shards[0].data.shape == (8, 16, 1024)
 
 def run(params, method):
     return local_learning_coefficient(

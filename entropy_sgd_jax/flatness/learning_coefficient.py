@@ -27,13 +27,14 @@ _SAMPLERS = {"metropolis": metropolis.sample, "sgld": sgld.sample}
 class LearningCoefficient(NamedTuple):
     """λ̂, its error, and what tells whether to believe them.
 
-    The first half of each chain is thrown away; all but `trace` come from the second.
+    The first half of each chain is thrown away: only `trace` and `distances` show it.
     """
 
     value: jax.Array  # λ̂, shape ()
     standard_error: jax.Array  # of `value`, with the correlation along the chains, shape ()
     chains: jax.Array  # an estimate for each chain, shape (num_chains,)
     trace: jax.Array  # L(w) − L(w₀) of all steps, shape (num_chains, num_steps)
+    distances: jax.Array  # ‖w − w₀‖² of all steps, shape (num_chains, num_steps)
     inverse_temperature: jax.Array  # nβ, shape ()
     step_size: jax.Array  # ε, shape ()
     step_bias: jax.Array  # of a finite ε; it is subtracted already; 0 with Metropolis, shape ()
@@ -251,6 +252,7 @@ def _estimate(run: chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> L
         standard_error=error,
         chains=unbiased.mean(axis=1),
         trace=run.samples.losses,
+        distances=run.samples.distances,
         inverse_temperature=beta,
         step_size=run.step_size,
         step_bias=kept.biases.mean(),

@@ -50,7 +50,7 @@ class Minibatches(DataSet):
 
         def at_random(number: Any) -> Any:
             i = jax.random.randint(jax.random.fold_in(key, number), (), 0, len(sizes))
-            return jax.tree.map(lambda leaf: leaf[i], self._batches), sizes[i] / mean
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], self._batches), sizes[i] / mean
 
         def in_order(number: Any) -> Any:
             batch = next(endless)
