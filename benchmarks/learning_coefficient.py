@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-BATCH, SCOPE, STEP_SIZE, CHAINS, STEPS = 128, 100.0, 1e-4, 8, 4000
+BATCH, SCOPE, STEP_SIZE, CHAINS, STEPS = 128, 100.0, 1e-4, 8, 1000
 
 
 def ours(file: pathlib.Path) -> list[dict[str, Any]]:

@@ -194,7 +194,7 @@ def local_learning_coefficient(
         )
     run = _SAMPLERS[method](loss, params, data, target, plan, checks.key(key))
     shared = method == "sgld"
-    estimate = _estimate(run, target.inverse_temperature, plan.burn_in, shared)
+    estimate: LearningCoefficient = _estimate(run, target.inverse_temperature, plan.burn_in, shared)
     if not chains.is_traced(estimate):
         estimate.check()
     return estimate

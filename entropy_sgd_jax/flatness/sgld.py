@@ -91,7 +91,7 @@ def sample(
     evaluate = jax.jit(functools.partial(_evaluate, loss))
     move = jax.jit(functools.partial(_move, target, plan, noise_key))
 
-    def step(number: Any, carry: tuple[Chain, Samples]) -> tuple[Chain, Samples]:
+    def step(number: Any, carry: tuple[Chain, Samples]) -> Any:
         # Drawn after the step that led here, which it must not know of.
         batch, weight = draw(number)
         evaluated = evaluate(params, slope, carry[0].offset, batch, weight)

@@ -25,17 +25,16 @@ def traces(estimate: LearningCoefficient, *, title: str = "Langevin chains") -> 
       title: above the picture.
     """
     value, error = float(estimate.value), float(estimate.standard_error)
-    figure, axes = new_figure(7.5, 5, title)
-    axes.set_title(f"λ̂ = {value:.3g} ± {error:.1g}", loc="right", fontsize=10)
-    _chains(axes, float(estimate.inverse_temperature) * np.asarray(estimate.trace, np.float64))
-    axes.axhspan(value - error, value + error, color=INK, alpha=0.25, lw=0)
-    axes.set_ylabel("nβ (L(w) − L(w₀))")
-    axes.tick_params(labelbottom=False)
-    below = axes.get_gridspec()[0].subgridspec(2, 1)
-    axes.set_subplotspec(below[0])
-    distance = figure.add_subplot(below[1], sharex=axes)
-    distance.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    loss, distance = figure.subplots(2, 1, sharex=True)
+    for axes in (loss, distance):
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.set_title(title, loc="left", fontweight="bold", color=INK)
+    loss.set_title(f"λ̂ = {value:.3g} ± {error:.1g}", loc="right", fontsize=10)
+    _chains(loss, float(estimate.inverse_temperature) * np.asarray(estimate.trace, np.float64))
     _chains(distance, np.asarray(estimate.distances, np.float64))
+    loss.axhspan(value - error, value + error, color=INK, alpha=0.25, lw=0)
+    loss.set_ylabel("nβ (L(w) − L(w₀))")
     distance.set(xlabel="step", ylabel="‖w − w₀‖²")
     return figure
 
