@@ -61,7 +61,7 @@ def number(
         if known is None:
             return value
         if not low <= known <= high or known in (*excluded, math.inf):
-            raise error(name, allowed, _shown(value), advice)
+            raise error(name, allowed, shown(value), advice)
         return value if isinstance(value, jax.Array) else known
 
     return rule
@@ -74,7 +74,8 @@ def decay(advice: str) -> Rule:
 
 def integer(advice: str, low: int = 0, high: int = INT32_MAX) -> Rule:
     """A static integer in a range."""
-    allowed = f"an integer >= {low}" + (f" and <= {high}" if high != INT32_MAX else "")
+    in_range = f"a static integer in [{low}, {high}]"
+    allowed = f"an integer >= {low}" if high == INT32_MAX else in_range
 
     def rule(name: str, value: Any) -> int:
         try:
@@ -82,11 +83,9 @@ def integer(advice: str, low: int = 0, high: int = INT32_MAX) -> Rule:
                 raise TypeError
             known = operator.index(value)
         except TypeError:
-            raise error(name, allowed, _shown(value), advice) from None
-        if known > high:
-            raise error(name, f"an integer in [{low}, {high}]", _shown(value), advice)
-        if known < low:
-            raise error(name, allowed, _shown(value), advice)
+            raise error(name, allowed, shown(value), advice) from None
+        if not low <= known <= high:
+            raise error(name, in_range if known > high else allowed, shown(value), advice)
         return known
 
     return rule
@@ -180,7 +179,7 @@ def key(advice: str) -> Rule:
     def rule(name: str, value: Any) -> Any:
         is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if is_integer and not -(2**63) <= int(value) < 2**64:
-            raise error(name, "an integer of at most 64 bits", _shown(value), advice)
+            raise error(name, "an integer of at most 64 bits", shown(value), advice)
         if not (is_integer or _is_key_array(value)):
             allowed = "an integer, a typed key or a legacy uint32 key"
             raise error(name, allowed, repr(value), advice)
@@ -375,7 +374,7 @@ def _axes(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """`value` as in an error; Python refuses to print an integer of thousands of digits."""
     if isinstance(value, int) and abs(value) > 10**30:
         return f"an integer of {value.bit_length()} bits"

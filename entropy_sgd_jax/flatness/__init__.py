@@ -38,15 +38,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from entropy_sgd_jax.flatness import checks
-from entropy_sgd_jax.flatness.annealing import local_entropy
 from entropy_sgd_jax.flatness.curvature import (
     GaussNewton,
     gauss_newton_vector_product,
     hessian_vector_product,
 )
+from entropy_sgd_jax.flatness.entropy import local_entropy
 from entropy_sgd_jax.flatness.estimates import Estimate
 from entropy_sgd_jax.flatness.exact import exact_spectrum
 from entropy_sgd_jax.flatness.landscape import local_energy, sharpness
+from entropy_sgd_jax.flatness.learning_coefficient import (
+    LearningCoefficient,
+    local_learning_coefficient,
+)
 from entropy_sgd_jax.flatness.spectrum import (
     SpectralDensity,
     hessian_trace,
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Estimate",
     "GaussNewton",
+    "LearningCoefficient",
     "SpectralDensity",
     "exact_spectrum",
     "gauss_newton_vector_product",
@@ -67,6 +72,7 @@ __all__ = [
     "hessian_vector_product",
     "local_energy",
     "local_entropy",
+    "local_learning_coefficient",
     "sharpness",
     "spectral_density",
     "top_eigenvalues",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,39 +51,41 @@ def params(tree: PyTree) -> int:
 
 def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
     """Returns `value` as an int; raises ValueError unless it is a static integer in the range."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        known = operator.index(value)
-    except (TypeError, jax.errors.ConcretizationTypeError):
-        known = low - 1
-    if not low <= known <= high:
-        raise ValueError(
-            f"`{name}` must be a static integer in [{low}, {high}]; got {value!r}. {advice}"
-        )
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+        value = np.asarray(value)[()]  # one that is known is as good as NumPy's
+    known: int = _checks.integer(advice, low, int(min(high, _checks.INT32_MAX)))(name, value)
     return known
 
 
 def positive(
-    name: str, value: Any, advice: str, *, zero: bool = False, scalar: bool = True
+    name: str, value: Any, advice: str, dtype: Any, *, zero: bool = False, scalar: bool = True
 ) -> jax.Array:
     """Returns `value` as an array; raises ValueError unless it is a finite number above zero.
 
-    With `zero`, zero itself is allowed too; without `scalar`, an array of such numbers.
+    It must be one in `dtype` too. With `zero`, zero itself is allowed; without `scalar`, an array
+    of such numbers.
     """
     try:
         known = np.asarray(value, np.float64)
     except jax.errors.TracerArrayConversionError:
         known = np.ones(jnp.shape(value))  # its numbers are not known yet
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         known = np.array(np.nan)
-    in_range = (np.isfinite(known) & ((known >= 0) if zero else (known > 0))).all()
+    limits = jnp.finfo(dtype)
+    least = np.where(known == 0, 0, float(limits.tiny)) if zero else float(limits.tiny)
+    in_range = ((known >= least) & (known <= float(limits.max))).all()
     if not in_range or (scalar and known.ndim):
         kind = "a number" if scalar else "a number, or an array of numbers,"
-        raise ValueError(
-            f"`{name}` must be {kind} in {'[' if zero else '('}0, inf); got {value!r}. {advice}"
-        )
-    return jnp.asarray(value)
+        limits_of = f"In {limits.dtype} it must be from {limits.tiny:.2g} to {limits.max:.2g}."
+        allowed = f"{kind} in {'[' if zero else '('}0, inf)"
+        raise _checks.error(name, allowed, _checks.shown(value), f"{advice} {limits_of}")
+    return jnp.asarray(value, dtype)
+
+
+def warn_where(wrong: jax.Array, message: str) -> None:
+    """Warns if any of `wrong` holds, unless that is not known yet, under `jax.jit`."""
+    if not isinstance(wrong, jax.core.Tracer) and bool(wrong.any()):
+        warnings.warn(message, stacklevel=3)
 
 
 def key(value: Any) -> jax.Array:

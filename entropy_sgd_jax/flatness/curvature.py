@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 
 from entropy_sgd_jax import _protocol, _trees
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import checks
+from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 
-Loss: TypeAlias = Callable[[Any, Any], jax.Array]  # (params, batch) -> the mean
+Loss = Callable[[Any, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class GaussNewton:
       Neural Computation 14, 2002.
     """
 
-    model: Callable[[Any, Any], PyTree]
+    model: Callable[[Any, Any], Any]
     criterion: Callable[[Any, Any], jax.Array]
 
-    def __call__(self, params: PyTree, batch: PyTree) -> jax.Array:
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
         """The loss."""
         return self.criterion(self.model(params, batch), batch)
 
@@ -93,16 +93,17 @@ def hessian_vector_product(
     """
     checks.params(params)
     _protocol.same_tree("vector", vector, params, "Build it with jax.tree.map over `params`.")
+    params, vector = vectors.arrays(params), vectors.arrays(vector)
     data = DataSet(batches, batch_size, single_pass=True)
     return _trees.cast_like(operator(loss, params, data)(vector), params)
 
 
 def gauss_newton_vector_product(
-    model: Callable[[Any, Any], PyTree],
+    model: Callable[[Any, Any], Any],
     criterion: Callable[[Any, Any], jax.Array],
-    params: PyTree,
-    vector: PyTree,
-    batches: PyTree,
+    params: Any,
+    vector: Any,
+    batches: Any,
     *,
     batch_size: BatchSize | None = None,
 ) -> PyTree:

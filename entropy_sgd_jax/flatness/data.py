@@ -8,18 +8,19 @@ compiled pieces. Algorithms are written once, with the loops of their data set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
+from entropy_sgd_jax.flatness import vectors
 
 T = TypeVar("T")
-BatchSize: TypeAlias = Callable[[Any], jax.Array | float]
+BatchSize = Callable[[Any], ArrayLike]
 
 
 class DataSet:
@@ -39,6 +40,9 @@ class DataSet:
             _check_iterable(batches, single_pass)
         self._batches = batches
         self._batch_size = batch_size or _leading_axis
+        self._sizes_known = batch_size is None
+        if self.stacked and batch_size is not None:
+            _check_sizes(jax.jit(lambda batches: lax.map(batch_size, batches))(batches))
 
     def mean(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """From arguments to the mean over the data set of `function(*arguments, batch)`, a tree.
@@ -97,7 +101,8 @@ class DataSet:
             sums = None
             for batch in self._batches:
                 if sums is None:
-                    shapes = shapes or jax.eval_shape(function, *args, batch)
+                    if shapes is None:  # a single one has no truth value
+                        shapes = jax.eval_shape(function, *args, batch)
                     sums = _zeros(shapes)
                 sums = add(sums, batch, *args)
             if sums is None:
@@ -105,37 +110,50 @@ class DataSet:
                     "`batches` must hold at least one batch in each pass; got an iterable without "
                     "any. Pass a list, or an object whose __iter__ starts afresh."
                 )
+            if not self._sizes_known:
+                _check_sizes(sums[1])  # any that is wrong has made the sum NaN
+                self._sizes_known = True
             return divide(*sums)
 
         return mean
 
 
-def _zeros(shapes: PyTree) -> tuple[PyTree, jax.Array]:
+def _zeros(shapes: Any) -> tuple[Any, jax.Array]:
     """No sum and no weight yet."""
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes
-    )
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, vectors.dtype_of(leaf)), shapes)
     return zeros, jnp.zeros(())
 
 
-def _add(
-    sums: tuple[PyTree, jax.Array], value: Any, size: jax.Array | float
-) -> tuple[PyTree, jax.Array]:
+def _add(sums: tuple[Any, jax.Array], value: Any, size: ArrayLike) -> tuple[Any, jax.Array]:
     total, weight = sums
+    size = jnp.asarray(size, weight.dtype)
+    size = jnp.where(size >= 0, size, jnp.nan)  # under jax.jit it cannot be refused
 
     def add(total: jax.Array, value: Any) -> jax.Array:
         # A batch without examples has no mean, NaN most likely.
-        return total + jnp.where(size > 0, jnp.asarray(value, total.dtype) * size, 0)
+        share = jnp.asarray(value, total.dtype) * size.astype(total.dtype)
+        return total + jnp.where(size == 0, 0, share)
 
-    total = jax.tree.map(add, total, value)
-    return _trees.cast_like(total, sums[0]), jnp.asarray(weight + size, weight.dtype)
+    return jax.tree.map(add, total, value), weight + size
 
 
-def _divide(total: PyTree, weight: jax.Array) -> Any:
+def _divide(total: Any, weight: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(weight, leaf.dtype), total)
 
 
-def _leading_axis(batch: PyTree) -> int:
+def _check_sizes(sizes: jax.Array) -> None:
+    """Raises ValueError unless all are at least 0, and one is more, as far as it is known."""
+    if isinstance(sizes, jax.core.Tracer):
+        return
+    known = np.asarray(sizes)
+    if not ((known >= 0).all() and known.any()):
+        raise ValueError(
+            "`batch_size` must return finite numbers of at least 0, and more for some batch; got "
+            f"{known}. Return how many examples of a batch count."
+        )
+
+
+def _leading_axis(batch: Any) -> int:
     """The length of the first array's leading axis, of those that have one; else 1."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropy_sgd_jax.flatness import vectors
+
 
 class Estimate(NamedTuple):
-    """A mean over random samples, and how far it is from the truth: one standard deviation of it.
+    """The mean of random samples and its standard error.
 
     >>> from entropy_sgd_jax.flatness import Estimate
     >>> value, standard_error = Estimate(3.0, 0.1)
@@ -20,8 +22,10 @@ class Estimate(NamedTuple):
 
 
 def of_samples(samples: jax.Array) -> Estimate:
-    """The mean over the first axis."""
+    """The mean over the first axis, at a scale where its sums and squares stay finite."""
     count = samples.shape[0]
     if count == 1:
         return Estimate(samples[0], jnp.full_like(samples[0], jnp.nan))
-    return Estimate(samples.mean(axis=0), samples.std(axis=0, ddof=1) / jnp.sqrt(count))
+    unit = vectors.binary_scale(jnp.max(jnp.abs(samples), axis=0))
+    scaled = samples / unit
+    return Estimate(scaled.mean(axis=0) * unit, scaled.std(axis=0, ddof=1) * unit / count**0.5)

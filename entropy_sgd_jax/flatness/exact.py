@@ -66,11 +66,11 @@ def exact_spectrum(
     >>> print(exact_spectrum(loss, jnp.ones(2), jnp.array([[1.0, 2.0], [3.0, 4.0]])))
     [-2.  5.]
     """
-    count = checks.params(params)
+    count, params = checks.params(params), vectors.arrays(params)
     data = DataSet(batches, batch_size)
     dtype = vectors.dtype_of(params)
     gibibytes = _COPIES * count**2 * dtype.itemsize / 2**30
-    checks.positive("memory_limit", memory_limit, "It is in GiB; 32 is the default.")
+    checks.positive("memory_limit", memory_limit, "It is in GiB; 32 is the default.", dtype)
     if gibibytes > memory_limit:
         raise ValueError(
             f"`memory_limit` must be at least {gibibytes:.3g} GiB for the {count:,} x {count:,} "
@@ -91,12 +91,13 @@ def exact_spectrum(
             matrix = jax.block_until_ready(fill(i, matrix))  # else the bar would run ahead
     else:
         matrix = data.loop(0, blocks, fill, matrix)
-    return _eigenvalues(matrix)
+    eigenvalues: jax.Array = _eigenvalues(matrix)
+    return eigenvalues
 
 
 def _filler(
-    block_product: Callable[[PyTree], PyTree], params: PyTree, block: int, count: int
-) -> Callable[[ArrayLike, jax.Array], jax.Array]:
+    block_product: Callable[[Any], Any], params: Any, block: int, count: int
+) -> Callable[[Any, jax.Array], jax.Array]:
     """A function of (number of the block, matrix), which fills in the block's rows."""
     dtype = vectors.dtype_of(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
@@ -106,14 +107,16 @@ def _filler(
         return jax.vmap(unravel)(jax.nn.one_hot(first + jnp.arange(block), count, dtype=dtype))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def insert(matrix: jax.Array, images: PyTree, first: ArrayLike) -> jax.Array:
+    def insert(matrix: jax.Array, images: Any, first: Any) -> jax.Array:
         rows = jax.vmap(lambda image: ravel_pytree(image)[0])(images)
-        return lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
+        filled: jax.Array = lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
+        return filled
 
-    def fill(number: ArrayLike, matrix: jax.Array) -> jax.Array:
+    def fill(number: Any, matrix: jax.Array) -> jax.Array:
         # The last block reaches back where the rows left are fewer than a block.
         first = jnp.minimum(number * block, count - block)
-        return insert(matrix, block_product(unit_vectors(first)), first)
+        filled: jax.Array = insert(matrix, block_product(unit_vectors(first)), first)
+        return filled
 
     return fill
 
@@ -121,7 +124,9 @@ def _filler(
 @jax.jit
 def _eigenvalues(matrix: jax.Array) -> jax.Array:
     """Of the symmetric part, which JAX takes by default: the two halves differ by rounding."""
-    return jnp.linalg.eigvalsh(matrix)
+    unit = vectors.binary_scale(jnp.max(jnp.abs(matrix)))
+    eigenvalues: jax.Array = jnp.linalg.eigvalsh(matrix / unit) * unit
+    return eigenvalues
 
 
 def _is_traced(tree: PyTree) -> bool:

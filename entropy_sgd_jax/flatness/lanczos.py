@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.data import DataSet
 
@@ -23,20 +22,23 @@ from entropy_sgd_jax.flatness.data import DataSet
 class Krylov(NamedTuple):
     """An orthonormal basis V of the vectors reached so far, and what is known of the matrix A.
 
-    A V = V T + residual · vector eᵀ, where e picks the row that was filled last.
+    A V = V T + residual · vector eᵀ, where e picks the row that was filled last. T and the residual
+    are in units of A's own size, which the row −1 finds out: nothing overflows or underflows then.
     """
 
-    basis: PyTree  # V: rows not filled yet are zero
+    unit: jax.Array  # of A, a power of two; 0 as long as it is not known
+    basis: Any  # V: rows not filled yet are zero
     projected: jax.Array  # T = Vᵀ A V, shape (rows, rows)
-    vector: PyTree  # the next row: of norm 1, orthogonal to the basis
+    vector: Any  # the next row: of norm 1, orthogonal to the basis
     residual: jax.Array  # 0 where the basis spans an invariant subspace
     products: jax.Array  # with A, so far; int32
     key: jax.Array
 
 
-def start(vector: PyTree, rows: int, key: jax.Array) -> Krylov:
+def start(vector: Any, rows: int, key: jax.Array) -> Krylov:
     """An empty basis with room for `rows` vectors, of which `vector` is to be the first."""
     return Krylov(
+        unit=jnp.zeros((), vectors.dtype_of(vector)),
         basis=vectors.empty_basis(rows, vector),
         projected=jnp.zeros((rows, rows), vectors.dtype_of(vector)),
         vector=vectors.normalised(vector),
@@ -49,18 +51,38 @@ def start(vector: PyTree, rows: int, key: jax.Array) -> Krylov:
 def extend(
     data: DataSet, product: Callable[[Any], Any], krylov: Krylov, first: ArrayLike, last: ArrayLike
 ) -> Krylov:
-    """Fills the rows from `first` to `last` − 1, at one product with the matrix each."""
+    """Fills the rows from `first` to `last` − 1, at one product with the matrix each.
 
-    def step(row: ArrayLike, krylov: Krylov) -> Krylov:
-        extended: Krylov = _absorb(krylov, row, product(krylov.vector))
+    Row −1 comes first of all.
+    """
+
+    def step(row: Any, krylov: Krylov) -> Krylov:
+        extended: Krylov = _absorb(krylov, row, product(_lifted(krylov)))
         return extended
 
     return data.loop(first, last, step, krylov)
 
 
 @jax.jit
-def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
+def _lifted(krylov: Krylov) -> Any:
+    """The vector at a size from which the matrix takes it half of the way to 1."""
+    known = krylov.unit > 0
+    scale = jnp.where(known, _half_way(krylov.unit), 1 / vectors.peak(krylov.vector))
+    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), krylov.vector)
+
+
+def _half_way(unit: jax.Array) -> jax.Array:
+    """About 1 / √unit, a power of two."""
+    return 1 / vectors.binary_scale(jnp.sqrt(jnp.where(unit > 0, unit, 1)))
+
+
+@jax.jit
+def _absorb(krylov: Krylov, row: Any, image: Any) -> Krylov:
     """Adds the vector to the basis; what is new in its image becomes the next vector."""
+    known, row = krylov.unit > 0, jnp.maximum(row, 0)
+    unit = jnp.where(known, krylov.unit, vectors.binary_scale(vectors.peak(image)))
+    lifted = 1 / jnp.where(known, unit * _half_way(unit), unit)
+    image = jax.tree.map(lambda leaf: leaf * lifted.astype(leaf.dtype), image)
     overlaps = jnp.zeros_like(krylov.projected[0])
     for _ in range(2):  # is enough to be orthogonal up to rounding
         # Against the basis as it came: XLA would transpose a new one for these products.
@@ -81,10 +103,12 @@ def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
     key = jax.random.fold_in(krylov.key, krylov.products)
     vector = _random_if(invariant, vectors.normalised(image), key, basis)
     residual = jnp.where(invariant, 0, residual)
-    return Krylov(basis, projected, vector, residual, krylov.products + 1, krylov.key)
+    # Row −1 comes again as row 0, and is overwritten.
+    vector = jax.tree.map(lambda new, old: jnp.where(known, new, old), vector, krylov.vector)
+    return Krylov(unit, basis, projected, vector, residual, krylov.products + 1, krylov.key)
 
 
-def _random_if(condition: ArrayLike, vector: PyTree, key: jax.Array, basis: PyTree) -> Any:
+def _random_if(condition: Any, vector: Any, key: jax.Array, basis: Any) -> Any:
     """`vector`, or where the condition holds a random one, orthogonal to the basis.
 
     A loop of no or one round, since a cond would copy the basis.
@@ -101,7 +125,7 @@ def _random_if(condition: ArrayLike, vector: PyTree, key: jax.Array, basis: PyTr
 
 @jax.jit
 def restart(
-    krylov: Krylov, values: jax.Array, rotation: jax.Array, keep: ArrayLike, fresh: ArrayLike
+    krylov: Krylov, values: jax.Array, rotation: jax.Array, keep: Any, fresh: Any
 ) -> Krylov:
     """Keeps the first `keep` of the vectors that the columns of `rotation` combine, and no other.
 

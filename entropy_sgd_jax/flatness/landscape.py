@@ -49,8 +49,8 @@ def local_energy(
       key: of the perturbations: an int, a typed key or a legacy uint32 key.
 
     Returns:
-      The mean rise and its standard error over the samples, in the units of the loss and the shape
-      of `strength`.
+      The mean rise and its standard error, in the units of the loss and the shape of `strength`.
+      The error is that of the samples, and of rounding the loss that the rise is a difference of.
 
     Raises:
       ValueError: for arguments out of range, parameters or batches of another form.
@@ -67,33 +67,37 @@ def local_energy(
       https://arxiv.org/abs/2006.07897
     """
     checks.params(params)
-    strength = checks.positive(
-        "strength", strength, "0.1 to 0.5 is usual.", zero=True, scalar=False
-    )
+    params = vectors.arrays(params)
+    dtype, advice = vectors.dtype_of(params), "0.1 to 0.5 is usual."
+    strength = checks.positive("strength", strength, advice, dtype, zero=True, scalar=False)
     advice = "Error bars fall with its square root, and need at least 2."
     num_samples = checks.integer("num_samples", num_samples, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
-    strengths = strength.astype(vectors.dtype_of(params)).reshape(-1)
+    strengths = strength.reshape(-1)
     keys = jax.random.split(checks.key(key), num_samples)
 
-    def losses(params: PyTree, direction: PyTree, strengths: ArrayLike, batch: PyTree) -> jax.Array:
+    def losses(params: Any, direction: Any, strengths: Any, batch: Any) -> jax.Array:
         def at(strength: jax.Array) -> jax.Array:
             return loss(vectors.add_scaled(params, strength, direction), batch)
 
-        return lax.map(at, strengths)
+        values: jax.Array = lax.map(at, strengths)
+        return values
 
     mean = data.mean(losses)
     zeros = jax.tree.map(jnp.zeros_like, params)
     here = mean(params, zeros, strengths[:1] * 0)
 
-    def sample(number: ArrayLike) -> jax.Array:
+    def sample(number: Any) -> jax.Array:
         direction = vectors.draw(jax.random.normal, keys[number], params)
         if multiplicative:
-            direction = jax.tree.map(jnp.multiply, direction, params)
-        return mean(params, direction, strengths) - here
+            direction = jax.tree.map(lambda z, w: z * w.astype(z.dtype), direction, params)
+        rise: jax.Array = mean(params, direction, strengths) - here
+        return rise
 
     rises = data.samples(num_samples, sample, jnp.zeros(strengths.shape, here.dtype))
-    return estimates.of_samples(rises.reshape(num_samples, *strength.shape))
+    value, error = estimates.of_samples(rises.reshape(num_samples, *strength.shape))
+    rounding = jnp.where(strength > 0, jnp.finfo(here.dtype).eps * jnp.abs(here[0]), 0)
+    return Estimate(value, jnp.hypot(error, rounding.astype(error.dtype)))
 
 
 def sharpness(
@@ -104,7 +108,7 @@ def sharpness(
     *,
     num_steps: int = 20,
     batch_size: BatchSize | None = None,
-    key: Key = 0,
+    key: Any = 0,
 ) -> jax.Array:
     """The largest rise of the loss over the data set within a ball: SAM's worst case.
 
@@ -143,7 +147,8 @@ def sharpness(
       2021, https://arxiv.org/abs/2010.01412
     """
     checks.params(params)
-    radius = checks.positive("radius", radius, "0.05 is usual.")
+    params = vectors.arrays(params)
+    radius = checks.positive("radius", radius, "0.05 is usual.", vectors.dtype_of(params))
     advice = "1 is SAM's, 20 is the default."
     num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
@@ -160,4 +165,5 @@ def sharpness(
 
     here, gradient = value_and_grad(params)
     _, highest = data.loop(0, num_steps, step, (gradient, here))
-    return highest - here
+    rise: jax.Array = highest - here
+    return rise

@@ -20,8 +20,18 @@ from entropy_sgd_jax.flatness.estimates import Estimate
 from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
 from entropy_sgd_jax.flatness.slices import plane_through, slice_between
 from entropy_sgd_jax.flatness.spectrum import SpectralDensity
+from entropy_sgd_jax.flatness.traces import learning_coefficients, traces
 
-__all__ = ["density", "energy_profiles", "plane_through", "slice_between", "spectrum", "valleys"]
+__all__ = [
+    "density",
+    "energy_profiles",
+    "learning_coefficients",
+    "plane_through",
+    "slice_between",
+    "spectrum",
+    "traces",
+    "valleys",
+]
 
 
 def spectrum(eigenvalues: npt.ArrayLike, *, title: str = "Eigenvalues of the Hessian") -> Figure:

@@ -11,6 +11,7 @@ from jax import lax
 from matplotlib.figure import Figure
 
 from entropy_sgd_jax._typing import PyTree
+from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
@@ -44,7 +45,7 @@ def slice_between(
     direction = jax.tree.map(jnp.subtract, second, first)
     steps = np.linspace(-0.5, 1.5, points)
     values = _losses(loss, first, [direction], steps[:, None], batches, batch_size)
-    distance = _norm(direction)
+    distance = float(vectors.norm(direction))
     figure, axes = new_figure(6.5, 4.2, title)
     axes.plot(steps * distance, values, color=BLUE, lw=2)
     for place, name in zip((0, distance), names, strict=True):
@@ -85,11 +86,11 @@ def plane_through(
       title: above the picture.
     """
     along, across = (jax.tree.map(jnp.subtract, other, first) for other in (second, third))
-    width = _norm(along)
+    width = float(vectors.norm(along))
     along = jax.tree.map(lambda leaf: leaf / width, along)
-    shift = float(sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), along, across))))
+    shift = float(vectors.inner_product(along, across))
     across = jax.tree.map(lambda a, b: a - shift * b, across, along)
-    height = _norm(across)
+    height = float(vectors.norm(across))
     across = jax.tree.map(lambda leaf: leaf / height, across)
 
     places = np.array([[0, 0], [width, 0], [shift, height]])
@@ -109,10 +110,6 @@ def plane_through(
         )
     axes.set(xlabel=f"distance from {names[0]}", ylabel="distance from the line", aspect="equal")
     return figure
-
-
-def _norm(tree: PyTree) -> float:
-    return float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(tree))))
 
 
 def _losses(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +59,12 @@ def hessian_trace(
       smoothing splines", Communications in Statistics 18, 1989.
     """
     checks.params(params)
+    params = vectors.arrays(params)
     num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     data = DataSet(batches, batch_size)
     product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
 
-    def probe(number: ArrayLike) -> jax.Array:
+    def probe(number: Any) -> jax.Array:
         signs = vectors.draw(jax.random.rademacher, keys[number], params)
         return vectors.inner_product(signs, product(signs))
 
@@ -114,11 +115,14 @@ class SpectralDensity(NamedTuple):
 
     def density_estimate(self, grid: ArrayLike, width: ArrayLike) -> Estimate:
         """``density``, with its standard error over the probes."""
-        width = checks.positive("width", width, "A hundredth of the range of `grid` is a start.")
-        grid = jnp.asarray(grid)
+        advice = "A hundredth of the range of `grid` is a start."
+        width = checks.positive("width", width, advice, self.nodes.dtype)
+        grid = jnp.asarray(grid, self.nodes.dtype)
 
         def kernel(nodes: jax.Array) -> jax.Array:
-            return jax.scipy.stats.norm.pdf(grid, nodes[..., None], width)
+            distance = (grid - nodes[..., None]) / width  # SciPy's density squares the width
+            values: jax.Array = jnp.exp(-0.5 * distance**2) / (width * (2 * jnp.pi) ** 0.5)
+            return values
 
         return self.expectation(kernel)
 
@@ -141,10 +145,10 @@ def spectral_density(
     up to degree 2 · num_steps − 1, and the largest and smallest nodes are close to the extreme
     eigenvalues.
 
-    Cost: num_probes · num_steps Hessian-vector products, and memory for `num_steps` vectors like
-    ``params``: the probes run one after another. All vectors are reorthogonalised against all, at
-    4 · num_steps · n multiplications a step for n parameters, since otherwise eigenvalues that have
-    converged come up again as ghosts.
+    Cost: num_probes · (num_steps + 1) Hessian-vector products, and memory for `num_steps` vectors
+    like ``params``: the probes run one after another. All vectors are reorthogonalised against all,
+    at 4 · num_steps · n multiplications a step for n parameters, since otherwise eigenvalues that
+    have converged come up again as ghosts.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
@@ -175,7 +179,7 @@ def spectral_density(
       Ghorbani, Krishnan and Xiao, "An investigation into neural net optimization via Hessian
       eigenvalue density", ICML 2019, for networks.
     """
-    count = checks.params(params)
+    count, params = checks.params(params), vectors.arrays(params)
     num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     advice = "50 to 100 shows the bulk and the outliers of a network."
     num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
@@ -183,13 +187,15 @@ def spectral_density(
     product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
     rows = min(num_steps, count)  # all there are
 
-    def probe(number: ArrayLike) -> jax.Array:
+    def probe(number: Any) -> jax.Array:
         start_key, restart_key = jax.random.split(keys[number])
         signs = vectors.draw(jax.random.rademacher, start_key, params)
         krylov = lanczos.start(signs, rows, restart_key)
-        krylov = lanczos.extend(data, product, krylov, 0, rows)
+        krylov = lanczos.extend(data, product, krylov, -1, rows)
         nodes, rotation = jnp.linalg.eigh(krylov.projected)
-        return jnp.pad(jnp.stack([nodes, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows)))
+        return jnp.pad(
+            jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
+        )
 
     like = jnp.zeros((2, num_steps), vectors.dtype_of(params))
     rules = data.samples(num_probes, probe, like)

@@ -22,7 +22,7 @@ class _Search(NamedTuple):
 
     krylov: Krylov
     filled: jax.Array  # rows of the basis in use, int32
-    values: jax.Array  # the best estimates so far, descending, shape (k,)
+    values: jax.Array  # the best estimates so far, in units of `krylov`, descending, shape (k,)
     converged: jax.Array  # which of them are good enough, shape (k,)
     probed: jax.Array  # whether all were, and a random vector has gone in since
     done: jax.Array
@@ -81,10 +81,11 @@ def top_eigenvalues(
       Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J.
       Matrix Anal. Appl. 22, 2000. Changed: all vectors are reorthogonalised against all.
     """
-    count = checks.params(params)
+    count, params = checks.params(params), vectors.arrays(params)
     k = checks.integer("k", k, 1, count, "It is the number of eigenvalues.")
     checks.integer("max_products", max_products, 1, float("inf"), "2000 is the default.")
-    checks.positive("tolerance", tolerance, "1e-6 is the default.")
+    advice = "1e-6 is the default."
+    smallest = checks.positive("tolerance", tolerance, advice, vectors.dtype_of(params))
     data = DataSet(batches, batch_size)
     rows = min(2 * k + 30, count)
     product = operator(loss, params, data)
@@ -93,7 +94,7 @@ def top_eigenvalues(
     def sweep(search: _Search) -> _Search:
         krylov = lanczos.extend(data, product, search.krylov, search.filled, rows)
         search = search._replace(krylov=krylov)
-        assessed: _Search = _assess(search, tolerance, exhausted=rows == count)
+        assessed: _Search = _assess(search, smallest, exhausted=rows == count)
         return assessed
 
     first = vectors.draw(vectors.uniform, start_key, params)
@@ -102,7 +103,7 @@ def top_eigenvalues(
         sweep,
         _nothing_found(lanczos.start(first, rows, search_key), k),
     )
-    values = jnp.where(search.converged, search.values, jnp.nan)
+    values = jnp.where(search.converged, search.values * search.krylov.unit, jnp.nan)
     if not return_eigenvectors:
         return values
     eigenvectors = jax.tree.map(lambda leaf: leaf[:k], search.krylov.basis)
@@ -113,7 +114,7 @@ def _nothing_found(krylov: Krylov, k: int) -> _Search:
     no = jnp.zeros((), bool)
     return _Search(
         krylov=krylov,
-        filled=jnp.zeros((), jnp.int32),
+        filled=jnp.full((), -1, jnp.int32),
         values=jnp.zeros(k, krylov.projected.dtype),
         converged=jnp.zeros(k, bool),
         probed=no,
@@ -136,8 +137,8 @@ def _assess(search: _Search, tolerance: ArrayLike, *, exhausted: bool) -> _Searc
         return search._replace(
             krylov=krylov,
             values=values[:k],
-            converged=search.converged | True,
-            done=search.done | True,
+            converged=jnp.ones_like(search.converged),
+            done=jnp.ones_like(search.done),
         )
 
     # ‖A v − λ v‖ of each, by the identity that `Krylov` states.

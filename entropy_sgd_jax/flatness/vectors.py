@@ -27,10 +27,17 @@ uniform = functools.partial(jax.random.uniform, minval=-1)
 def dtype_of(tree: PyTree) -> np.dtype[Any]:
     """The widest dtype of the leaves, at least float32."""
     # Leaf by leaf, since scalars of a weak type would give way to float32.
-    return jnp.result_type(jnp.float32, *map(jnp.result_type, jax.tree.leaves(tree)))
+    dtypes = map(jnp.result_type, jax.tree.leaves(tree))
+    with jax.numpy_dtype_promotion("standard"):  # "strict" refuses even to compare two
+        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
-def draw(sampler: Any, key: jax.Array, like: PyTree) -> PyTree:
+def arrays(params: Any) -> Any:
+    """The same tree of arrays, for parameters that may be Python floats or NumPy's."""
+    return jax.tree.map(jnp.asarray, params)
+
+
+def draw(sampler: Any, key: jax.Array, like: Any) -> Any:
     """Independent samples in the shapes of `like`, in at least float32; a key for each leaf.
 
     Args:
@@ -44,21 +51,41 @@ def draw(sampler: Any, key: jax.Array, like: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, samples)
 
 
-def inner_product(a: PyTree, b: PyTree) -> jax.Array:
-    """The sum of all products; shape ()."""
-    return sum(
-        jax.tree.leaves(
-            jax.tree.map(
-                lambda x, y: jnp.tensordot(x, y, axes=jnp.ndim(y), precision=_PRECISION), a, b
-            )
-        ),
-        start=jnp.zeros((), dtype_of((a, b))),
-    )
+def inner_product(a: Any, b: Any) -> jax.Array:
+    """The sum of all products, shape (); of each vector of a basis `a` with `b`, shape (rows,)."""
+    wide = dtype_of((a, b))
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        # The last axes of x are those of y. Unlike tensordot, this takes scalars outside of jit.
+        contracted = (range(x.ndim - y.ndim, x.ndim), range(y.ndim))
+        x, y = x.astype(wide), y.astype(wide)
+        return lax.dot_general(x, y, (contracted, ((), ())), precision=_PRECISION)
+
+    return sum(jax.tree.leaves(jax.tree.map(product, a, b)), start=jnp.zeros((), wide))
 
 
-def norm(vector: PyTree) -> jax.Array:
-    """The Euclidean norm; shape ()."""
-    return jnp.sqrt(inner_product(vector, vector))
+def peak(tree: Any) -> jax.Array:
+    """The largest absolute value; shape ()."""
+    wide = dtype_of(tree)
+    peaks = [jnp.max(jnp.abs(leaf), initial=0).astype(wide) for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.maximum, peaks, jnp.zeros((), wide))
+
+
+def binary_scale(size: jax.Array) -> jax.Array:
+    """The power of two at or below `size`, by which dividing rounds nothing; 1 for 0, Inf, NaN."""
+    usable = (size > 0) & jnp.isfinite(size)
+    info = jnp.finfo(size.dtype)
+    exponent = jnp.frexp(jnp.where(usable, size, 1))[1] - 1
+    # Its reciprocal must be a normal number as well.
+    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, info.minexp, -info.minexp))
+
+
+def norm(vector: Any) -> jax.Array:
+    """The Euclidean norm, shape (), at a scale where squares neither overflow nor underflow."""
+    wide = dtype_of(vector)
+    unit = binary_scale(peak(vector))
+    scaled = jax.tree.map(lambda leaf: leaf.astype(wide) / unit, vector)
+    return unit * jnp.sqrt(inner_product(scaled, scaled))
 
 
 def normalised(vector: PyTree) -> PyTree:
@@ -68,9 +95,15 @@ def normalised(vector: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), vector)
 
 
-def add_scaled(a: PyTree, scale: ArrayLike, b: PyTree) -> PyTree:
-    """a + scale · b, in the dtypes of a."""
-    return jax.tree.map(lambda x, y: x + jnp.asarray(scale * y, jnp.result_type(x)), a, b)
+def add_scaled(a: Any, scale: ArrayLike, b: Any) -> Any:
+    """a + scale · b, in the dtypes of a; the product in at least float32."""
+
+    def add(x: jax.Array, y: jax.Array) -> jax.Array:
+        wide = dtype_of((x, y))
+        step = jnp.asarray(scale, wide) * jnp.asarray(y, wide)
+        return jnp.asarray(x) + step.astype(jnp.result_type(x))
+
+    return jax.tree.map(add, a, b)
 
 
 def empty_basis(size: int, like: PyTree) -> PyTree:
@@ -78,7 +111,7 @@ def empty_basis(size: int, like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), like)
 
 
-def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
+def combine(coefficients: jax.Array, basis: Any) -> Any:
     """Sums of the basis vectors: one for `coefficients` (rows,), a basis for (sums, rows)."""
     return jax.tree.map(
         lambda rows: jnp.tensordot(
@@ -88,12 +121,7 @@ def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
     )
 
 
-def overlaps(basis: PyTree, vector: PyTree) -> jax.Array:
-    """The inner product of each basis vector with `vector`; shape (rows,)."""
-    return inner_product(basis, vector)
-
-
-def without(vector: PyTree, basis: PyTree) -> tuple[PyTree, jax.Array]:
+def without(vector: Any, basis: Any) -> tuple[Any, jax.Array]:
     """`vector` less its part in the span of the orthonormal `basis`, and its overlaps with that."""
-    coefficients = overlaps(basis, vector)
+    coefficients = inner_product(basis, vector)
     return add_scaled(vector, -1, combine(coefficients, basis)), coefficients

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from entropy_sgd_jax import flatness
-from entropy_sgd_jax.flatness import annealing
 from entropy_sgd_jax.flatness.data import DataSet
+from entropy_sgd_jax.flatness.entropy import integrate
 from tests.core.helpers import double_precision
 from tests.flatness.cases import network, plain, rotated
 
@@ -136,13 +136,8 @@ def test_local_entropy_of_a_quadratic() -> None:
         )
     )
     truth = entropy_of_the_bowl(np.asarray(scopes), np.asarray(centre))
-    squares = mean_square(estimates, truth)
-    # The error may be more than it need be, where it allows for a tail that was not seen.
-    assert (squares > 0.4).all()
-    assert (squares < SQUARES[1]).all()
-    assert (estimates.standard_error.mean(axis=0) < np.array([0.5, 0.2, 0.1])).all()
-    errors = estimates.value.mean(axis=0) - truth
-    assert (abs(errors) < 4.5 * estimates.value.std(axis=0) / np.sqrt(KEYS) + 0.01).all()
+    assert (abs(estimates.value - truth) < 4 * estimates.standard_error).all()
+    assert (estimates.standard_error < 1e-12).all()  # it is the Gaussian's integral
 
 
 def double_well(x: jax.Array, batch: Any) -> jax.Array:
@@ -169,7 +164,8 @@ def test_local_entropy_of_a_double_well(beta: float) -> None:
     )  # fmt: skip
     truth = np.array([entropy_by_quadrature(x, scope, beta) for scope in np.asarray(scopes)])
     squares = mean_square(estimates, truth)
-    assert (squares > 0.3).all()
+    # The error may be more than it need be, where it allows for a tail that was not seen.
+    assert (squares > 0.1).all()
     assert (squares < 1.8).all()
     errors = estimates.value.mean(axis=0) - truth
     assert (abs(errors) < 4.5 * estimates.value.std(axis=0) / np.sqrt(KEYS) + 0.01).all()
@@ -188,17 +184,68 @@ def test_a_flat_loss_has_the_volume_alone() -> None:
     np.testing.assert_allclose(value, -0.7, rtol=1e-12)
 
 
-def test_an_error_that_says_when_the_estimate_is_bad() -> None:
-    values = np.geomspace(1e-2, 1, 20) * 1e3
-    truth = 0.5 * np.log(2 * np.pi / (values + 1)).sum()
-    estimates = jax.jit(jax.vmap(
-        lambda key: flatness.local_entropy(
-            lambda w, batch: 0.5 * jnp.sum(values * w**2), jnp.zeros(20), jnp.zeros((1, 1)), 1.0,
-            num_steps=32, key=key,
-        )
-    ))(jnp.arange(20))  # fmt: skip
-    assert (estimates.standard_error > 2).all()
-    assert (abs(estimates.value - truth) < 2 * estimates.standard_error).all()
+@pytest.mark.parametrize("dimension", [1, 20, 200])
+def test_local_entropy_of_a_quadratic_at_every_scope(dimension: int) -> None:
+    """In float32, from 10⁻¹² to 10⁶, at eigenvalues from 0.01 to 100, away from the minimum."""
+    rng = np.random.default_rng(dimension)
+    hessian = np.asarray(rotated(np.geomspace(0.01, 100, dimension)), np.float32)
+    point, centre = rng.normal(size=(2, dimension)).astype(np.float32)
+    hessian, offset = hessian.astype(float), (point - centre).astype(float)
+
+    def loss(params: Any, batch: Any) -> Any:
+        matrix, centre = batch
+        image = jnp.matmul(matrix, params - centre, precision="highest")
+        return 3 + 0.5 * (params - centre) @ image
+
+    batches = (jnp.asarray(hessian, jnp.float32)[None], jnp.asarray(centre)[None])
+    scopes = 10.0 ** np.arange(-12, 7, 3)
+    value, error = jax.jit(
+        lambda scopes: flatness.local_entropy(loss, jnp.asarray(point), batches, scopes)
+    )(jnp.asarray(scopes, jnp.float32))
+    assert value.dtype == jnp.float32
+    truth = []
+    for scope in scopes:
+        total, pull = hessian + scope * np.eye(dimension), hessian @ offset
+        exponent = -3 - 0.5 * offset @ pull + 0.5 * pull @ np.linalg.solve(total, pull)
+        truth.append(exponent - 0.5 * np.linalg.slogdet(total / (2 * np.pi))[1])
+    assert (abs(value - np.array(truth)) < 3 * error).all()
+    assert (error < 1e-4 * np.maximum(abs(np.array(truth)), dimension)).all()
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_local_entropy_of_a_double_well_at_every_scope(beta: float) -> None:
+    """In float32; error bars are neither too small in the mean nor useless."""
+    scopes, keys = np.array([1e-12, 1e-6, 1e-2, 1.0, 1e3, 1e6], np.float32), 40
+    function = jax.jit(jax.vmap(lambda key: flatness.local_entropy(
+        double_well, jnp.float32(0.9), jnp.zeros((1, 1), jnp.float32), scopes,
+        inverse_temperature=beta, key=key,
+    )))  # fmt: skip
+    estimates = function(jnp.arange(keys))
+    # At the largest scopes, nodes must be dense where the integrand is.
+    truth = np.array([fine_quadrature(0.9, scope, beta) for scope in scopes.astype(float)])
+    deviations = abs(np.asarray(estimates.value, float) - truth)
+    assert (deviations < 6 * estimates.standard_error).all()
+    squares = ((deviations / np.asarray(estimates.standard_error)) ** 2).mean(axis=0)
+    assert (squares < 3).all()  # those of skewed weights exceed Student's by about a half
+    typical = np.median(estimates.standard_error, axis=0)
+    assert (typical < 3 * np.sqrt((deviations**2).mean(axis=0)) + 1e-5).all()
+
+
+def fine_quadrature(x: float, scope: float, beta: float) -> float:
+    x = float(np.float32(x))
+    near = x + np.linspace(-12, 12, 100_001) / np.sqrt(scope)
+    nodes = np.unique(np.concatenate([np.linspace(-30, 30, 400_001), near[abs(near) < 30]]))
+    heights = np.asarray(jax.vmap(lambda node: double_well(node, None))(nodes))
+    exponent = -beta * heights - 0.5 * scope * (nodes - x) ** 2
+    return float(exponent.max() + np.log(np.trapezoid(np.exp(exponent - exponent.max()), nodes)))
+
+
+def test_a_bad_estimate_is_warned_of() -> None:
+    """A funnel in 40 dimensions, in two steps: W varies by more than exp(−W) can average."""
+    rough = lambda w, batch: 50 * jnp.sum((w**2 - 1) ** 2)  # noqa: E731
+    with pytest.warns(UserWarning, match=r"standard error .* raise `num_steps`"):
+        _, error = flatness.local_entropy(rough, jnp.zeros(40), [None], 1.0, num_steps=2)
+    assert error > 1
 
 
 def test_local_entropy_between_walls() -> None:
@@ -226,11 +273,12 @@ def test_gradient_is_the_pull_of_the_chains() -> None:
 
     @jax.jit
     def pull(x: Any) -> Any:
-        end = annealing.anneal(
+        end, axes, start, _ = integrate(
             double_well, x, data, jnp.asarray(scope), jnp.asarray(1.0), chains, 64,
             jax.random.key(0),
         )  # fmt: skip
-        return scope * jnp.average(end.offset[:chains], weights=jnp.exp(-end.work))
+        offsets = jax.vmap(lambda point: axes.join(start.place(point)))(end.point)[:chains]
+        return scope * jnp.average(offsets, weights=jnp.exp(-end.work))
 
     entropy = jax.jit(entropy)
     for x in (-0.5, 0.0, 0.8):

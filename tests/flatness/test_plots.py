@@ -21,6 +21,9 @@ EIGENVALUES = np.concatenate([np.linspace(-0.3, 0, 20), np.zeros(70), np.linspac
 RULES = flatness.SpectralDensity(
     jnp.array([[0.0, 1.0, 4.0], [0.1, 1.2, 4.1]]), jnp.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
 )
+CHAINS = flatness.local_learning_coefficient(
+    lambda params, batch: jnp.sum(params**2), jnp.zeros(3), [None], inverse_temperature=100.0
+)
 DRAWN = {
     "spectrum": lambda: plots.spectrum(EIGENVALUES),
     "density": lambda: plots.density(RULES, eigenvalues=EIGENVALUES, width=0.1),
@@ -34,6 +37,7 @@ DRAWN = {
     "plane": lambda: plots.plane_through(
         plain(NET.loss), NET.params, OTHER, THIRD, NET.batches, points=4
     ),
+    "coefficients": lambda: plots.learning_coefficients({"SGD": ([0, 10], [CHAINS, CHAINS])}),
     "valleys": lambda: plots.valleys(lambda x: x**2, scopes=(1e4, 1.0)),
 }
 
@@ -52,6 +56,19 @@ def test_every_picture_has_labels_and_can_be_saved(name: str) -> None:
 def test_spectrum_has_two_insets() -> None:
     assert len(plots.spectrum(EIGENVALUES).axes[0].child_axes) == 2
     assert len(plots.spectrum(np.ones(3)).axes[0].child_axes) == 1
+
+
+def test_traces_show_the_loss_over_the_distance() -> None:
+    figure = plots.traces(CHAINS, title="Chains")
+    figure.savefig(io.BytesIO(), dpi=30)
+    loss, distance = figure.axes
+    assert loss.get_title(loc="left") == "Chains"
+    for axes, series in ((loss, 100 * CHAINS.trace), (distance, CHAINS.distances)):
+        for line, row in zip(axes.lines[:8], series, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), row, rtol=1e-6)
+    assert distance.get_xlabel() == "step"
+    line = plots.learning_coefficients({"SGD": ([0, 10], [CHAINS] * 2)}).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), CHAINS.value, rtol=1e-6)
 
 
 def test_density_is_drawn_as_computed() -> None:

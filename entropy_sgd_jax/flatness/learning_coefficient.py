@@ -1,0 +1,263 @@
+"""The local learning coefficient: how many parameters a minimum really uses."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entropy_sgd_jax.flatness import chains, checks, convergence, metropolis, sgld, vectors
+from entropy_sgd_jax.flatness.curvature import Loss
+from entropy_sgd_jax.flatness.data import BatchSize
+from entropy_sgd_jax.flatness.progress import Progress
+
+_LOW_ACCEPTANCE = 0.3
+_HIGH_BIAS = 0.2
+_HIGH_ROUNDING = 0.3
+_HIGH_R_HAT = 1.1
+_SAMPLERS = {"metropolis": metropolis.sample, "sgld": sgld.sample}
+
+
+class LearningCoefficient(NamedTuple):
+    """λ̂, its error, and what tells whether to believe them.
+
+    The first half of each chain is thrown away: only `trace` and `distances` show it.
+    """
+
+    value: jax.Array  # λ̂, shape ()
+    standard_error: jax.Array  # of `value`, with the correlation along the chains, shape ()
+    chains: jax.Array  # an estimate for each chain, shape (num_chains,)
+    trace: jax.Array  # L(w) − L(w₀) of all steps, shape (num_chains, num_steps)
+    distances: jax.Array  # ‖w − w₀‖² of all steps, shape (num_chains, num_steps)
+    inverse_temperature: jax.Array  # nβ, shape ()
+    step_size: jax.Array  # ε, shape ()
+    step_bias: jax.Array  # of a finite ε; it is subtracted already; 0 with Metropolis, shape ()
+    acceptance: jax.Array  # the share of proposals taken; 1 without Metropolis, shape ()
+    rounding: jax.Array  # of nβ L by the digits of the loss, shape ()
+    r_hat: jax.Array  # of the split chains, 1 if they agree, shape ()
+    drift: jax.Array  # of the loss from one half of what is kept to the other, in standard errors
+    departure: jax.Array  # of ‖w − w₀‖², likewise
+
+    def check(self) -> None:
+        """Warns of all that speaks against the value. Outside of ``jax.jit`` that has been done."""
+        for message in _doubts(jax.tree.map(np.asarray, self)):
+            warnings.warn(message, stacklevel=3)
+
+
+def _doubts(it: LearningCoefficient) -> Iterator[str]:
+    diverged = np.count_nonzero(~np.isfinite(it.chains))
+    if diverged:
+        yield (
+            f"{diverged} of {len(it.chains)} chains diverged: their loss is not finite. Lower "
+            "`step_size`, or leave it out to have it found."
+        )
+        return
+    if it.acceptance < _LOW_ACCEPTANCE:
+        yield (
+            f"Only {it.acceptance:.0%} of the proposals were accepted. Lower `step_size`; or leave "
+            "it out, and raise `num_steps`, half of which go to finding it."
+        )
+    if it.value < -3 * it.standard_error:
+        yield (
+            f"`params` is no minimum: the loss along the chains is lower, so that the coefficient "
+            f"comes to {it.value:.3g} ± {it.standard_error:.2g}. Train further, or raise `scope`."
+        )
+    if abs(it.step_bias) > _HIGH_BIAS * abs(it.value) + it.standard_error:
+        yield (
+            f"The finite step size adds {it.step_bias:.3g} to a coefficient of {it.value:.3g}. "
+            "Lower `step_size`, or leave it out to have it found."
+        )
+    if it.rounding > _HIGH_ROUNDING:
+        yield (
+            f"The digits of {it.trace.dtype} leave nβ L uncertain by {it.rounding:.2g}. Pass "
+            "float64 parameters, under jax_enable_x64, or a lower `inverse_temperature`."
+        )
+    limit = 3 + 8 / (len(it.chains) - 1)  # about what Student's distribution asks for
+    if it.r_hat > _HIGH_R_HAT or abs(it.drift) > limit or it.departure > limit:
+        yield (
+            f"The chains have not arrived: split R̂ is {it.r_hat:.3f}, and from the first half of "
+            f"what is kept to the second, the loss changed by {it.drift:.1f} standard errors and "
+            f"the squared distance from `params` by {it.departure:.1f}. Raise `num_steps`; or "
+            "`scope`, to ask about a smaller neighbourhood."
+        )
+
+
+def local_learning_coefficient(
+    loss: Loss,
+    params: Any,
+    batches: Any,
+    *,
+    inverse_temperature: Any = None,
+    scope: Any = 1.0,
+    step_size: Any = None,
+    method: str = "metropolis",
+    precondition: bool | None = None,
+    num_chains: int = 8,
+    num_steps: int = 2000,
+    batch_size: BatchSize | None = None,
+    progress: bool | Progress = False,
+    key: Any = 0,
+) -> LearningCoefficient:
+    r"""The local learning coefficient: how many parameters the minimum really uses, halved.
+
+    .. math::
+      \hat\lambda = n\beta \, (\langle L(w) \rangle - L(w_0)), \qquad
+      p(w) \propto \exp(-n\beta \, L(w) - \gamma/2 \, \|w - w_0\|^2)
+
+    A model with a Hessian of full rank has half its number of parameters; each that is superfluous
+    or degenerate at w₀ counts less, and not at all if the loss does not depend on it. It is also
+    −∂F/∂ln(nβ) − nβ L(w₀) of the local entropy F at inverse temperature nβ.
+
+    Chains start at w₀ and move side by side. By default each step is a Langevin step on the whole
+    loss with Metropolis' correction, so that its size, found in the burn-in, biases nothing, and
+    its noise is remembered for as long as the valley found is wide. With ``method="sgld"`` it is
+
+    .. math::
+      w \leftarrow w - (\varepsilon/2) (n\beta \nabla L_B(w) + \gamma (w - w_0))
+      + \sqrt{\varepsilon} \, \xi
+
+    on one mini-batch B, new at each step and shared by the chains, with the noise taken from the
+    gradient that B shows at w₀. The loss is measured as a difference to w₀ on the next mini-batch,
+    which w does not know. What the step size adds to nβ ⟨L⟩ is (ε/8) ⟨(nβ ∇L + γ(w − w₀)) · nβ ∇L⟩
+    in a quadratic valley, and less in a flatter one; it is subtracted, and ε is chosen so that it
+    is 4 % of λ̂. Outside of ``jax.jit`` a warning tells if chains diverge, have not arrived, or fall
+    below L(w₀); under it, call ``.check()`` on what came out.
+
+    Cost: `num_steps` gradients of each chain, on all data or on a mini-batch; for "sgld" one more
+    gradient a step, for all chains together. Memory for eight vectors like ``params`` for each
+    chain, and the intermediate values of a batch for each.
+
+    Args:
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar.
+      params: w₀, a minimum of the loss; real floating arrays in any pytree. What shall not move,
+        let ``loss`` close over.
+      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``. For "sgld" these are the
+        mini-batches: stacked ones are drawn at random, others come in their order.
+      inverse_temperature: nβ, above 0, the factor of the mean loss in the exponent. None is
+        n / ln n, for the n examples in `batches`.
+      scope: γ, above 0, in 1 / (units of the parameters)². It is not multiplied by nβ.
+      step_size: ε, above 0, in (units of the parameters)². None has it found in the burn-in.
+      method: "metropolis", or "sgld" for data of which a pass at each step is too much.
+      precondition: whether each parameter has a step size of its own, ε times
+        √(γ / mean squared force), as in RMSProp; the mean is taken in the burn-in and then kept.
+        None is True if the step size is to be found, else False.
+      num_chains: a static int of at least 2.
+      num_steps: of each chain, a static int of at least 8. The first half is the burn-in.
+      batch_size: the weight of a batch, a function of it; None for its number of examples.
+      progress: True for a bar, which needs rich; or a function of a description, the number of
+        parts done and their total.
+      key: an int, a typed key or a legacy uint32 key.
+
+    Returns:
+      A ``LearningCoefficient``: λ̂, its standard error, and what tells whether to believe them.
+
+    Raises:
+      ValueError: for arguments out of range, parameters or batches of another form.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax.flatness import local_learning_coefficient
+    >>> def loss(params, batch):  # 1/2, 1/4, 1/4, and 0 for the last, of which it knows nothing
+    ...     return params[0] ** 2 + params[1] ** 4 + params[2] ** 4
+    >>> estimate = local_learning_coefficient(loss, jnp.zeros(4), [None], inverse_temperature=1e6)
+    >>> print(f"{estimate.value:.1f}")
+    1.0
+
+    References:
+      Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
+      complexity measure", AISTATS 2025, https://arxiv.org/abs/2308.12108. There is no Metropolis
+      correction there, and L(w₀) is one number for all mini-batches.
+      Neal, "Non-reversibly updating a uniform [0,1] value for Metropolis accept/reject decisions",
+      2020, https://arxiv.org/abs/2001.11950, and Hoffman and Sountsov, "Tuning-free generalized
+      Hamiltonian Monte Carlo", AISTATS 2022, for the Langevin step that remembers.
+      Baker, Fearnhead, Fox and Nemeth, "Control variates for stochastic gradient MCMC", Statistics
+      and Computing 29, 2019.
+      Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization, folding, and
+      localization: an improved R̂", Bayesian Analysis 16, 2021, for the error with correlation.
+    """
+    checks.params(params)
+    if isinstance(batches, list) and len(batches) == 1 and batches[0] is None:
+        # Stacked, for loops without Python; the loss does not look at it.
+        batches, loss = jnp.zeros(1), _without_data(loss)
+    data = sgld.Minibatches(batches, batch_size)
+    target = _target(params, data, inverse_temperature, scope)
+    plan = _plan(params, step_size, precondition, num_chains, num_steps, progress)
+    if method not in _SAMPLERS:
+        raise ValueError(
+            f"`method` must be one of {sorted(_SAMPLERS)}; got {method!r}. 'metropolis' is exact, "
+            "and each step goes through all data; each of 'sgld' takes one batch."
+        )
+    run = _SAMPLERS[method](loss, params, data, target, plan, checks.key(key))
+    shared = method == "sgld"
+    estimate: LearningCoefficient = _estimate(run, target.inverse_temperature, plan.burn_in, shared)
+    if not chains.is_traced(estimate):
+        estimate.check()
+    return estimate
+
+
+def _without_data(loss: Loss) -> Loss:
+    return lambda params, batch: loss(params, None)
+
+
+def _target(params: Any, data: sgld.Minibatches, temperature: Any, scope: Any) -> chains.Target:
+    if temperature is None:
+        temperature = n = data.total()
+        if not chains.is_traced(n) and n < 2:
+            raise ValueError(
+                f"`inverse_temperature` must be given where `batches` count {n:g} examples; got "
+                "None, which is n / ln n. Pass nβ, the factor of the loss in the exponent."
+            )
+        temperature = n / jnp.log(n)
+    dtype = vectors.dtype_of(params)
+    beta = checks.positive("inverse_temperature", temperature, "n / ln n is usual.", dtype)
+    return chains.Target(beta, checks.positive("scope", scope, "1.0 is the default.", dtype))
+
+
+def _plan(
+    params: Any,
+    step_size: Any,
+    precondition: bool | None,
+    num_chains: int,
+    num_steps: int,
+    progress: bool | Progress,
+) -> chains.Plan:
+    if precondition is None:
+        precondition = step_size is None
+    if step_size is not None:
+        dtype = vectors.dtype_of(params)
+        step_size = checks.positive("step_size", step_size, "None has it found.", dtype)
+    advice = "The standard error is over them; 8 is the default."
+    num_chains = checks.integer("num_chains", num_chains, 2, math.inf, advice)
+    advice = "Half of them are thrown away; 2000 is the default."
+    num_steps = checks.integer("num_steps", num_steps, 8, math.inf, advice)
+    return chains.Plan(num_chains, num_steps, step_size, bool(precondition), progress)
+
+
+@functools.partial(jax.jit, static_argnames=("burn_in", "shared"))
+def _estimate(run: chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> LearningCoefficient:
+    kept = run.samples.kept(burn_in)
+    unbiased = beta * kept.losses - kept.biases
+    error = convergence.standard_error(unbiased)
+    if shared:  # the batches of all chains are the same
+        together = convergence.standard_error(unbiased.mean(axis=0, keepdims=True))
+        error = jnp.maximum(error, together)
+    return LearningCoefficient(
+        value=unbiased.mean(),
+        standard_error=error,
+        chains=unbiased.mean(axis=1),
+        trace=run.samples.losses,
+        distances=run.samples.distances,
+        inverse_temperature=beta,
+        step_size=run.step_size,
+        step_bias=kept.biases.mean(),
+        acceptance=kept.acceptance.mean(),
+        rounding=beta * jnp.abs(run.here) * jnp.finfo(run.here.dtype).eps,
+        r_hat=convergence.split_r_hat(unbiased),
+        drift=convergence.drift(unbiased),
+        departure=convergence.drift(kept.distances),
+    )

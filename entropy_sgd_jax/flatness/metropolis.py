@@ -1,0 +1,203 @@
+"""Kinetic Langevin chains on the whole data set, with Metropolis' correction.
+
+Each step is one Langevin step whose noise outlives it in part: the momentum is refreshed by a
+fraction, and one leapfrog step is proposed. Without memory that is the Metropolis-adjusted Langevin
+algorithm; with a long one it is Hamiltonian Monte Carlo, which crosses a flat valley in as many
+steps as the valley is longer than wide, where a random walk needs the square of that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from entropy_sgd_jax.flatness import chains as chains_lib
+from entropy_sgd_jax.flatness.chains import Plan, Run, Samples, StepSize, Target, inner_products
+from entropy_sgd_jax.flatness.data import DataSet
+
+_ACCEPTANCE = 0.8  # that the step size aims at
+_REFRESHMENTS = 4  # of the momentum, on the way across the distribution
+_SHIFT = 0.05  # of the level of acceptance, at each step
+
+
+class Chain(NamedTuple):
+    """One state for each chain, in the first axis."""
+
+    offset: Any  # w − w₀
+    momentum: Any  # of P^(−1/2) (w − w₀)
+    loss: jax.Array  # L(w) − L(w₀)
+    gradient: Any  # ∇L(w)
+    level: jax.Array  # in (−1, 1); Metropolis' ratio must exceed its size
+
+
+class Tuning(NamedTuple):
+    """What is found in the burn-in."""
+
+    step_size: StepSize
+    spread: jax.Array  # mean squares of ⟨z, z′⟩ for two chains, and of ‖z‖; z = P^(−1/2) (w − w₀)
+    squares: Any  # mean squares of the forces
+
+
+def sample(
+    loss: Callable[[Any, Any], jax.Array],
+    params: Any,
+    data: DataSet,
+    target: Target,
+    plan: Plan,
+    key: jax.Array,
+) -> Run:
+    """All steps of all chains."""
+
+    def evaluate_batch(params: Any, offsets: Any, batch: Any) -> Any:
+        def at(offset: Any) -> jax.Array:
+            return loss(chains_lib.at(params, offset), batch)
+
+        return jax.vmap(jax.value_and_grad(at))(offsets)
+
+    evaluate = functools.partial(data.mean(evaluate_batch), params)
+    propose = jax.jit(functools.partial(_propose, target, plan, key))
+    conclude = jax.jit(functools.partial(_conclude, target, plan))
+
+    def step(number: Any, carry: tuple[Chain, Tuning, Samples]) -> Any:
+        chain, tuning, samples = carry
+        chain, proposal = propose(chain, tuning, number)
+        value, gradient = evaluate(proposal.offset)
+        proposal = proposal._replace(loss=value - here, gradient=gradient)
+        return conclude(chain, proposal, tuning, samples, number)
+
+    offset = chains_lib.zeros(params, plan.num_chains)
+    values, gradient = evaluate(offset)
+    here = values[0]
+    level = jax.random.uniform(jax.random.fold_in(key, 0), values.shape, values.dtype, minval=-1)
+    chain = Chain(offset, offset, values - here, gradient, level)
+    squares = jax.tree.map(lambda leaf: leaf[0], offset)
+    first = jnp.asarray(1 / sum(target), values.dtype)
+    tuning = Tuning(StepSize.start(plan, first), jnp.zeros(2, values.dtype), squares)
+    empty = Samples.empty(plan, values.dtype)
+    _, tuning, samples = plan.run(data, step, (chain, tuning, empty))
+    return Run(samples, jnp.exp(tuning.step_size.log), here)
+
+
+def _propose(
+    target: Target, plan: Plan, key: jax.Array, chain: Chain, tuning: Tuning, number: Any
+) -> tuple[Chain, Chain]:
+    """The chains with a new momentum, and where half a kick and a drift take them."""
+    noise = chains_lib.noise(key, number, chain.offset)
+    roots = jax.tree.map(jnp.sqrt, chains_lib.preconditioner(plan, target, tuning.squares))
+    memory, time = _memory(tuning), jnp.exp(tuning.step_size.log / 2)
+
+    def refresh(momentum: jax.Array, noise: jax.Array) -> jax.Array:
+        kept = memory.astype(momentum.dtype)
+        return kept * momentum + jnp.sqrt(1 - kept**2) * noise
+
+    chain = chain._replace(
+        momentum=jax.tree.map(refresh, chain.momentum, noise),
+        level=(chain.level + 1 + _SHIFT) % 2 - 1,
+    )
+    momentum = _kicked(chain, target, roots, time)
+    offset = jax.tree.map(
+        lambda u, root, p: u + time.astype(u.dtype) * root * p, chain.offset, roots, momentum
+    )
+    return chain, chain._replace(offset=offset, momentum=momentum)
+
+
+def _memory(tuning: Tuning) -> jax.Array:
+    """The share of the momentum that a step leaves; shape ().
+
+    The squared width of the distribution is that of its principal axes, each weighted by its own:
+    that is what is estimated without bias from few chains, in any dimension.
+    """
+    overlap, square = tuning.spread
+    width = jnp.sqrt(overlap / jnp.where(square > 0, square, 1))
+    steps = width / jnp.exp(tuning.step_size.log / 2)
+    return jnp.where(steps > 0, jnp.exp(-_REFRESHMENTS / jnp.where(steps > 0, steps, 1)), 0)
+
+
+def _kicked(chain: Chain, target: Target, roots: Any, time: jax.Array) -> Any:
+    """The momentum after the force of half a step."""
+    force = target.force(chain.gradient, chain.offset)
+    return jax.tree.map(
+        lambda p, root, f: p - time.astype(p.dtype) / 2 * root * f, chain.momentum, roots, force
+    )
+
+
+def _conclude(
+    target: Target,
+    plan: Plan,
+    chain: Chain,
+    proposal: Chain,
+    tuning: Tuning,
+    samples: Samples,
+    number: Any,
+) -> tuple[Chain, Tuning, Samples]:
+    """The second half of the kick, Metropolis' choice, and what is found and kept of the step."""
+    preconditioner = chains_lib.preconditioner(plan, target, tuning.squares)
+    roots = jax.tree.map(jnp.sqrt, preconditioner)
+    momentum = _kicked(proposal, target, roots, jnp.exp(tuning.step_size.log / 2))
+    chain, probability = _choose(target, chain, proposal._replace(momentum=momentum))
+    tuning = _tuned(target, plan, chain, tuning, preconditioner, probability.mean(), number)
+    square = inner_products(chain.offset, chain.offset)
+    samples = samples.with_step(number, chain.loss, 0, square, 0, probability.mean())
+    return chain, tuning, samples
+
+
+def _choose(target: Target, chain: Chain, proposal: Chain) -> tuple[Chain, jax.Array]:
+    """The proposals, or where they are refused the old states with their momentum turned round.
+
+    The level that decides is not drawn again at each step but moves on slowly, so that refusals
+    come one after the other and leave long runs between them, in which the momentum lives. That
+    leaves the density as it is: Neal, 2020.
+    """
+    gain = -_rise_of_energy(target, chain, proposal)
+    taken = jnp.abs(chain.level) < jnp.exp(jnp.minimum(gain, 1))  # not if it is NaN
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    proposal = proposal._replace(level=chain.level * jnp.exp(-gain))
+    back = chain._replace(momentum=jax.tree.map(jnp.negative, chain.momentum))
+    return jax.tree.map(choose, proposal, back), jnp.nan_to_num(jnp.exp(jnp.minimum(gain, 0)))
+
+
+def _rise_of_energy(target: Target, chain: Chain, proposal: Chain) -> jax.Array:
+    """Of nβ L + γ/2 ‖w − w₀‖² + ½ ‖p‖²; shape (num_chains,).
+
+    The squares are subtracted one by one, since their sums would be too large for float32.
+    """
+
+    def rise_of_square(new: Any, old: Any) -> jax.Array:
+        difference, total = (jax.tree.map(f, new, old) for f in (jnp.subtract, jnp.add))
+        return inner_products(difference, total)
+
+    rise = target.inverse_temperature * (proposal.loss - chain.loss)
+    rise = rise + target.scope / 2 * rise_of_square(proposal.offset, chain.offset)
+    rise = rise + rise_of_square(proposal.momentum, chain.momentum) / 2
+    return rise.astype(chain.loss.dtype)
+
+
+def _tuned(
+    target: Target,
+    plan: Plan,
+    chain: Chain,
+    tuning: Tuning,
+    preconditioner: Any,
+    acceptance: jax.Array,
+    number: Any,
+) -> Tuning:
+    """Step size, spread and preconditioner after one more step of the burn-in."""
+    change = (acceptance - _ACCEPTANCE) / jnp.sqrt(1 + number / 10)
+    whitened = jax.tree.map(lambda u, p: u / jnp.sqrt(p), chain.offset, preconditioner)
+    other = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), whitened)
+    overlaps, squares = (inner_products(whitened, z) for z in (other, whitened))
+    spread = jnp.stack([(overlaps**2).mean(), squares.mean()])
+    weight = jnp.where(number < plan.burn_in, plan.forgetting(number), 0)
+    force = target.force(chain.gradient, chain.offset)
+    return Tuning(
+        tuning.step_size.moved(plan, number, change),
+        (tuning.spread + weight * (spread - tuning.spread)).astype(tuning.spread.dtype),
+        chains_lib.mean_squares(plan, number, tuning.squares, force),
+    )

@@ -1,0 +1,188 @@
+"""Langevin chains on mini-batches, without Metropolis' correction: SGLD.
+
+Losses are differences to w₀ on the same mini-batch, and from both loss and gradient the noise is
+taken that the mini-batch shows at w₀ already, where its gradient is compared to the data set's.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entropy_sgd_jax._langevin import langevin_step
+from entropy_sgd_jax.flatness import chains as chains_lib
+from entropy_sgd_jax.flatness import vectors
+from entropy_sgd_jax.flatness.chains import Plan, Run, Samples, StepSize, Target, inner_products
+from entropy_sgd_jax.flatness.data import DataSet
+
+_BIAS = 0.04  # of λ, by the finite step size; it is measured and subtracted
+
+
+class Chain(NamedTuple):
+    """The state of all chains, and what is found in the burn-in."""
+
+    offset: Any  # w − w₀, with the chains in the first axis
+    step_size: StepSize
+    rise: jax.Array  # means of nβ (L(w) − L(w₀)) and of ⟨P force, nβ ∇L⟩, shape (2,)
+    squares: Any  # mean squares of the forces
+
+
+class Minibatches(DataSet):
+    """A data set of which one batch at a time is drawn."""
+
+    def total(self) -> Any:
+        """The weight of all batches, by default the number of examples."""
+        return sum(self._sizes()) if not self.stacked else self._sizes().sum()
+
+    def drawn(self, key: jax.Array) -> Callable[[Any], Any]:
+        """From the number of a step to its batch, and that batch's weight over the mean weight.
+
+        A stacked batch is drawn at random; others come in the order of the iterable, again and
+        again.
+        """
+        sizes = self._sizes()
+        mean = sum(sizes) / len(sizes)
+
+        def at_random(number: Any) -> Any:
+            i = jax.random.randint(jax.random.fold_in(key, number), (), 0, len(sizes))
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], self._batches), sizes[i] / mean
+
+        def in_order(number: Any) -> Any:
+            batch = next(endless)
+            return batch, self._batch_size(batch) / mean
+
+        endless = self._endless() if not self.stacked else iter(())
+        return at_random if self.stacked else in_order
+
+    def _sizes(self) -> Any:
+        if self.stacked:
+            return jax.vmap(lambda batch: jnp.asarray(self._batch_size(batch), jnp.float32))(
+                self._batches
+            )
+        sizes = [float(np.asarray(self._batch_size(batch))) for batch in self._batches]
+        if not sizes:
+            raise ValueError("`batches` must hold at least one batch; got none. Pass the data.")
+        return sizes
+
+    def _endless(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(itertools.repeat(self._batches))
+
+
+def sample(
+    loss: Callable[[Any, Any], jax.Array],
+    params: Any,
+    data: Minibatches,
+    target: Target,
+    plan: Plan,
+    key: jax.Array,
+) -> Run:
+    """All steps of all chains."""
+    offset = chains_lib.zeros(params, plan.num_chains)
+    zero = jax.tree.map(lambda leaf: leaf[0], offset)
+    params = chains_lib.at(params, zero)
+    here, slope = data.mean(jax.value_and_grad(loss))(params)
+    batch_key, noise_key = jax.random.split(key)
+    draw = data.drawn(batch_key)
+    evaluate = jax.jit(functools.partial(_evaluate, loss))
+    move = jax.jit(functools.partial(_move, target, plan, noise_key))
+
+    def step(number: Any, carry: tuple[Chain, Samples]) -> Any:
+        # Drawn after the step that led here, which it must not know of.
+        batch, weight = draw(number)
+        evaluated = evaluate(params, slope, carry[0].offset, batch, weight)
+        return move(*carry, *evaluated, number)
+
+    dtype = vectors.dtype_of(params)
+    # A hundredth of what suits curvatures of 1, since no correction forgives a step too large.
+    first = jnp.asarray(_BIAS / 25 / sum(target), dtype)
+    chain = Chain(offset, StepSize.start(plan, first), jnp.zeros(2, dtype), zero)
+    chain, samples = plan.run(data, step, (chain, Samples.empty(plan, dtype)))
+    return Run(_controlled(samples, plan.burn_in), jnp.exp(chain.step_size.log), here)
+
+
+def _evaluate(
+    loss: Any, params: Any, slope: Any, offsets: Any, batch: Any, weight: Any
+) -> tuple[Any, Any, Any]:
+    """Unbiased estimates of L(w) − L(w₀), of zero, and of ∇L(w), for each chain.
+
+    That of zero is what the noise of the mini-batch's gradient at w₀ adds to the loss along w − w₀.
+    """
+
+    def difference(offset: Any) -> Any:
+        return loss(chains_lib.at(params, offset), batch) - here
+
+    def weighted(estimate: jax.Array) -> jax.Array:
+        # A batch without examples has no mean, NaN most likely.
+        return jnp.where(weight > 0, estimate * jnp.asarray(weight, estimate.dtype), 0)
+
+    here, slope_here = jax.value_and_grad(loss)(params, batch)
+    rises, gradient = jax.vmap(jax.value_and_grad(difference))(offsets)
+    noise = jax.tree.map(lambda one, all_: weighted(one) - all_, slope_here, slope)
+    controls = jax.vmap(vectors.inner_product, (None, 0))(noise, offsets)
+    gradient = jax.tree.map(lambda one, noise: weighted(one) - noise, gradient, noise)
+    return weighted(rises), controls, gradient
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _controlled(samples: Samples, burn_in: int) -> Samples:
+    """The losses less what their regression on the controls explains, for each chain.
+
+    Near w₀ that is all noise of the mini-batches; a chain that has moved far along a flat valley
+    has another gradient than w₀, and then the controls explain little.
+    """
+    losses, controls, *_ = samples.kept(burn_in)
+    square = (controls**2).sum(axis=1)
+    product = ((losses - losses.mean(axis=1, keepdims=True)) * controls).sum(axis=1)
+    slope = jnp.where(square > 0, product / jnp.where(square > 0, square, 1), 0)
+    return samples._replace(losses=samples.losses - slope[:, None] * samples.controls)
+
+
+def _move(
+    target: Target,
+    plan: Plan,
+    key: jax.Array,
+    chain: Chain,
+    samples: Samples,
+    rises: jax.Array,
+    controls: jax.Array,
+    gradient: Any,
+    number: Any,
+) -> tuple[Chain, Samples]:
+    """One Langevin step, and what is found and kept of it."""
+    beta, size = target.inverse_temperature, jnp.exp(chain.step_size.log)
+    scales = chains_lib.preconditioner(plan, target, chain.squares)
+    force = target.force(gradient, chain.offset)
+    direction = jax.tree.map(jnp.multiply, scales, force)
+    heat = beta * inner_products(direction, gradient)
+
+    def leaf_step(offset: Any, direction: Any, scale: Any, noise: Any) -> jax.Array:
+        noise = jnp.sqrt(scale) * noise
+        still = jnp.zeros_like(offset)
+        constants = {"scope": 0, "noise_scale": 2**0.5, "averaging": 1}
+        half = size.astype(offset.dtype) / 2
+        return langevin_step(offset, still, direction, still, noise, step_size=half, **constants)[0]
+
+    noise = chains_lib.noise(key, number, chain.offset)
+    offset = jax.tree.map(leaf_step, chain.offset, direction, scales, noise)
+    square = inner_products(chain.offset, chain.offset)
+    rise = jnp.stack([beta * rises.mean(), heat.mean()])
+    rise = chain.rise + plan.forgetting(number) * (rise - chain.rise)
+    moved = Chain(
+        offset,
+        chain.step_size.moved(plan, number, _change(rise, chain.step_size)),
+        rise.astype(chain.rise.dtype),
+        chains_lib.mean_squares(plan, number, chain.squares, force),
+    )
+    return moved, samples.with_step(number, rises, controls, square, size / 8 * heat, 1)
+
+
+def _change(rise: jax.Array, step_size: StepSize) -> jax.Array:
+    """Of log ε, so that the bias ε/8 ⟨P force, nβ ∇L⟩ comes to the share wanted of nβ (L − L₀)."""
+    wanted = jnp.log(8 * _BIAS * jnp.abs(rise[0]) / rise[1])
+    return jnp.nan_to_num(jnp.clip(wanted - step_size.log, -0.7, 0.7), nan=0.0)
