@@ -78,7 +78,7 @@ def is_bound(axis_name: AxisName) -> bool:
 
 def gather(array: jax.Array, axis_name: AxisName) -> jax.Array:
     """What each member has, along a new leading axis, marked as equal on all devices."""
-    to = {"to": "invarying"} if axes_checked(axis_name) else {}
+    to: dict[str, Any] = {"to": "invarying"} if axes_checked(axis_name) else {}
     return lax.all_gather(array, axis_name, **to)
 
 
