@@ -216,29 +216,28 @@ class Algorithm:
         xi = _noise.draw(self.noise, _row(self._keys(state, step[None]), 0), anchor.x)
         count = state.count * self.inner_steps + step - self.offset
         chain = self.step(chain, anchor, gradient, count, xi)
-        updates = jax.tree.map(_streaming.step_to, chain.iterate, params)
 
         def descend(carry: Any) -> Any:
-            _, x, chain, base_state = carry
-            anchor = self._anchor(x, state)
+            x, chain, base_state = carry
             updates, chain, base_state = self.descend(
-                chain, anchor, base_state, _for_base(extra_args)
+                chain, self._anchor(x, state), base_state, _for_base(extra_args)
             )
             x = optax.apply_updates(x, updates)
-            if self.delay:
-                return self._land(chain.iterate, params, x, chain, base_state)
-            return self._land(self._blended(chain.iterate, x), params, x, chain, base_state)
+            target = chain.iterate if self.delay else self._blended(chain.iterate, x)
+            return x, self._land(chain, target, params), base_state
 
         def arrive(carry: Any) -> Any:
-            _, x, chain, base_state = carry
-            return self._land(self._blended(chain.iterate, x), params, x, chain, base_state)
+            x, chain, base_state = carry
+            return x, self._land(chain, self._blended(chain.iterate, x), params), base_state
 
         last = step == self.inner_steps - 1
-        carry = updates, anchor.params, chain, state.base_state
-        carry = apply_if(last, descend, carry)
+        carry = apply_if(last, descend, (anchor.params, chain, state.base_state))
         if self.delay:
             carry = apply_if((step == self.delay - 1) & (state.count > 0), arrive, carry)
-        updates, x, chain, base_state = carry
+        x, chain, base_state = carry
+        # Where x′ starts at x, the update leads to x itself, of which x′ may be the rounded sum.
+        target = chain.iterate if self._waits else _trees.where(last, x, chain.iterate)
+        updates = jax.tree.map(_streaming.step_to, target, params)
         return updates, state._replace(
             count=jnp.where(last, optax.safe_increment(state.count), state.count),
             langevin_iterate=chain.iterate,
@@ -336,14 +335,11 @@ class Algorithm:
 
         return jax.tree.map(mix, iterate, x)
 
-    def _land(
-        self, target: PyTree, params: PyTree, x: PyTree, chain: Chain, base_state: Any
-    ) -> Any:
-        """What a stream carries when `params` goes to `target`: with x′ where that will be."""
+    def _land(self, chain: Chain, target: PyTree, params: PyTree) -> Chain:
+        """`chain` with x′ where `params` will be on the way to `target`."""
         target = _trees.cast_like(target, params)
         landed = jax.tree.map(_streaming.landing, params, target)
-        chain = chain._replace(iterate=self._accumulators(landed))
-        return jax.tree.map(jnp.subtract, target, params), x, chain, base_state
+        return chain._replace(iterate=self._accumulators(landed))
 
     def _restart(self, anchor: Anchor, chain: Chain) -> Chain:
         """The chain at x again, and D as at its start."""

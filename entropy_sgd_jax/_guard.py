@@ -6,6 +6,8 @@ goes away again. One look at μ and at the states, when a cycle ends, is a look 
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -15,22 +17,32 @@ from jax import lax
 
 from entropy_sgd_jax._typing import PyTree
 
+_SMALL = 1 << 16  # elements of a leaf that is looked at together with others
+
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether no leaf has a NaN or Inf in it; shape (), bool."""
-    return _all(lax.is_finite(jnp.asarray(leaf)) for leaf in _floating(tree))
+    leaves = _floating(tree)
+    large = [_extremes_are_finite(leaf) for leaf in leaves if leaf.size > _SMALL]
+    small = lax.is_finite(_pool([leaf for leaf in leaves if leaf.size <= _SMALL]))
+    return functools.reduce(operator.and_, large, jnp.all(small))
 
 
 def stays_finite(state: optax.OptState, initial: optax.OptState) -> jax.Array:
-    """Whether `state` is finite wherever `initial` was; shape (), bool.
+    """Whether each leaf of `state` is finite that was so in `initial`; shape (), bool.
 
     Some states start with an Inf on purpose, such as the best loss so far.
     """
-    pairs = zip(_floating(state), _floating(initial), strict=True)
-    return _all(
-        lax.is_finite(jnp.asarray(leaf)) | ~lax.is_finite(jnp.asarray(start))
+    pairs = list(zip(_floating(state), _floating(initial), strict=True))
+    large = [
+        _extremes_are_finite(leaf) | ~_extremes_are_finite(start)
         for leaf, start in pairs
+        if leaf.size > _SMALL
+    ]
+    leaves, starts = (
+        lax.is_finite(_pool([pair[i] for pair in pairs if pair[0].size <= _SMALL])) for i in (0, 1)
     )
+    return functools.reduce(operator.and_, large, jnp.all(leaves | ~starts))
 
 
 def remember_overflow(average: PyTree, iterate: PyTree, params: PyTree) -> PyTree:
@@ -66,20 +78,20 @@ def _keep_schedules(fresh: Any, state: Any) -> Any:
     return jax.tree.map(keep, fresh, state, is_leaf=is_scheduled)
 
 
-def _floating(tree: PyTree) -> list[Any]:
-    return [
-        leaf
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and jnp.size(leaf)
-    ]
+def _floating(tree: PyTree) -> list[jax.Array]:
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size]
 
 
-def _all(conditions: Any) -> jax.Array:
-    """Whether all arrays of bools are true.
+def _pool(leaves: list[jax.Array]) -> jax.Array:
+    """Small leaves as one vector: a test of each would cost more than all their arithmetic."""
+    wide = jnp.dtype(jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else "f4")
+    return jnp.concatenate([jnp.zeros(1, wide), *(leaf.ravel().astype(wide) for leaf in leaves)])
 
-    One by one, each with the result so far, so that XLA compiles equal leaves once.
+
+def _extremes_are_finite(leaf: jax.Array) -> jax.Array:
+    """Whether a large leaf is finite: NaN and Inf show in its largest or its least element.
+
+    A test of each element would be an array of bools in memory.
     """
-    result = jnp.array(True)
-    for condition in conditions:
-        result = jnp.all(condition & result)
-    return result
+    return lax.is_finite(jnp.max(leaf)) & lax.is_finite(jnp.min(leaf))

@@ -51,12 +51,12 @@ def anchor_params(state: PyTree, params: Tree) -> Tree:
       ValueError: if there is no EntropicState in `state`, or one of other parameters than `params`,
         as under `optax.flatten`.
 
-    >>> import jax.numpy as jnp
-    >>> from entropy_sgd_jax import entropy_sgd
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from entropy_sgd_jax import anchor_params, entropy_sgd
     >>> tx = optax.chain(entropy_sgd(1.0, inner_steps=5, streaming=True))
     >>> params = {"w": jnp.ones(3)}
     >>> state = tx.init(params)
-    >>> updates, state = tx.update({"w": jnp.ones(3)}, state, params)
+    >>> updates, state = jax.jit(tx.update)({"w": jnp.ones(3)}, state, params)
     >>> params = optax.apply_updates(params, updates)  # x′ has moved, x has not
     >>> print(anchor_params(state, params)["w"])
     [1. 1. 1.]
