@@ -53,10 +53,10 @@ from entropy_sgd_jax.flatness.learning_coefficient import (
 )
 from entropy_sgd_jax.flatness.spectrum import (
     SpectralDensity,
-    hessian_trace,
     spectral_density,
 )
 from entropy_sgd_jax.flatness.top import top_eigenvalues
+from entropy_sgd_jax.flatness.trace import hessian_trace
 
 if TYPE_CHECKING:
     from entropy_sgd_jax.flatness import plots as plots

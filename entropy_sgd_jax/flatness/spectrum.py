@@ -1,4 +1,4 @@
-"""The trace and the density of the spectrum, from products with random vectors."""
+"""The density of the spectrum, from products with random vectors."""
 
 from __future__ import annotations
 
@@ -16,60 +16,6 @@ from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 from entropy_sgd_jax.flatness.estimates import Estimate
 
 _PROBES = "Error bars fall with its square root, and need at least 2."
-
-
-def hessian_trace(
-    loss: Loss,
-    params: PyTree,
-    batches: PyTree,
-    *,
-    num_probes: int = 32,
-    batch_size: BatchSize | None = None,
-    key: Key = 0,
-) -> Estimate:
-    """The trace of the Hessian of the mean loss over the data set, by Hutchinson's estimator.
-
-    The mean of z · A z over random vectors z of ±1: without error for a diagonal A, since what
-    varies is the sum over all pairs of parameters off the diagonal.
-
-    Cost: `num_probes` Hessian-vector products, one after another; memory of one.
-
-    Args:
-      loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
-      params: real floating arrays in any pytree.
-      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
-      num_probes: how many random vectors, a static int of at least 1.
-      batch_size: the weight of a batch, a function of it; None for its number of examples.
-      key: of the random vectors: an int, a typed key or a legacy uint32 key.
-
-    Returns:
-      The trace, shape (), and its standard error over the probes, NaN for a single one.
-
-    Raises:
-      ValueError: for arguments out of range, parameters or batches of another form.
-
-    >>> import jax.numpy as jnp
-    >>> from entropy_sgd_jax.flatness import hessian_trace
-    >>> trace = hessian_trace(lambda params, batch: jnp.sum(params**2), jnp.ones(5), [None])
-    >>> print(f"{trace.value} ± {trace.standard_error}")
-    10.0 ± 0.0
-
-    References:
-      Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian
-      smoothing splines", Communications in Statistics 18, 1989.
-    """
-    checks.params(params)
-    params = vectors.arrays(params)
-    num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
-    data = DataSet(batches, batch_size)
-    product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
-
-    def probe(number: Any) -> jax.Array:
-        signs = vectors.draw(jax.random.rademacher, keys[number], params)
-        return vectors.inner_product(signs, product(signs))
-
-    like = jnp.zeros((), vectors.dtype_of(params))
-    return estimates.of_samples(data.samples(num_probes, probe, like))
 
 
 class SpectralDensity(NamedTuple):
