@@ -51,6 +51,7 @@ from entropy_sgd_jax.flatness.learning_coefficient import (
     LearningCoefficient,
     local_learning_coefficient,
 )
+from entropy_sgd_jax.flatness.slices import LossLine, LossPlane, loss_on_line, loss_on_plane
 from entropy_sgd_jax.flatness.spectrum import (
     SpectralDensity,
     spectral_density,
@@ -65,6 +66,8 @@ __all__ = [
     "Estimate",
     "GaussNewton",
     "LearningCoefficient",
+    "LossLine",
+    "LossPlane",
     "SpectralDensity",
     "exact_spectrum",
     "gauss_newton_vector_product",
@@ -73,6 +76,8 @@ __all__ = [
     "local_energy",
     "local_entropy",
     "local_learning_coefficient",
+    "loss_on_line",
+    "loss_on_plane",
     "sharpness",
     "spectral_density",
     "top_eigenvalues",

@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 
 from entropy_sgd_jax.flatness.estimates import Estimate
 from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
-from entropy_sgd_jax.flatness.slices import plane_through, slice_between
+from entropy_sgd_jax.flatness.slice_figures import plane_through, slice_between
 from entropy_sgd_jax.flatness.spectrum import SpectralDensity
 from entropy_sgd_jax.flatness.traces import learning_coefficients, traces
 

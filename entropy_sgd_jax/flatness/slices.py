@@ -2,136 +2,184 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from matplotlib.figure import Figure
 
+from entropy_sgd_jax import _protocol
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import vectors
+from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
 
 
-def slice_between(
+class LossLine(NamedTuple):
+    """The loss at points of a line, by their distance from the first solution."""
+
+    x: jax.Array  # shape (points,), in the parameters' units
+    losses: jax.Array  # shape (points,)
+    places: jax.Array  # of the two solutions, shape (2,): 0 and their distance
+
+
+class LossPlane(NamedTuple):
+    """The loss on a grid in a plane, whose first axis goes from the first solution to the second.
+
+    The axes are orthonormal, so that distances in the plane are those between parameters.
+    """
+
+    x: jax.Array  # shape (points,), in the parameters' units
+    y: jax.Array  # shape (points,)
+    losses: jax.Array  # shape (points, points): of y, then of x, as matplotlib has it
+    places: jax.Array  # of the three solutions, (x, y) each, shape (3, 2)
+
+
+def loss_on_line(
     loss: Loss,
     first: PyTree,
     second: PyTree,
     batches: PyTree,
     *,
-    names: tuple[str, str] = ("first", "second"),
     points: int = 41,
     batch_size: BatchSize | None = None,
-    title: str = "Loss on the line through two solutions",
-) -> Figure:
+) -> LossLine:
     """The loss over the data set along the line through two solutions.
 
-    Cost: `points` evaluations of the loss over the data.
+    Cost: `points` evaluations of the loss over the data, in one pass; memory of three trees like
+    `first`. ``flatness.plots.slice_between`` draws it.
 
     Args:
-      loss: from ``(params, batch)`` to the mean over the batch.
-      first: parameters.
-      second: parameters in the same structure.
-      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
-      names: of the two solutions.
-      points: on the line, which goes half their distance beyond each.
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar. It is not differentiated:
+        the share of wrong answers will do.
+      first: real floating arrays in any pytree.
+      second: a tree in the structure and shapes of `first`.
+      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``. An iterator will do.
+      points: how many, evenly from half the distance before the first solution to as much beyond
+        the second; a static int of at least 2.
       batch_size: the weight of a batch, a function of it; None for its number of examples.
-      title: above the picture.
+
+    Raises:
+      ValueError: for arguments out of range, parameters or batches of another form, and for two
+        solutions that are the same.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax.flatness import loss_on_line
+    >>> loss = lambda params, batch: jnp.sum(params**2)
+    >>> line = loss_on_line(loss, jnp.array([0.0, 0.0]), jnp.array([0.0, 2.0]), [None], points=5)
+    >>> print(line.x, line.losses)
+    [-1.  0.  1.  2.  3.] [1. 0. 1. 4. 9.]
     """
-    direction = jax.tree.map(jnp.subtract, second, first)
-    steps = np.linspace(-0.5, 1.5, points)
-    values = _losses(loss, first, [direction], steps[:, None], batches, batch_size)
-    distance = float(vectors.norm(direction))
-    figure, axes = new_figure(6.5, 4.2, title)
-    axes.plot(steps * distance, values, color=BLUE, lw=2)
-    for place, name in zip((0, distance), names, strict=True):
-        axes.axvline(place, color=INK, lw=0.8, ls=":")
-        axes.text(place, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="top")
-    axes.set(xlabel="distance along the line", ylabel="loss")
-    axes.margins(x=0)
-    return figure
+    points = _points(points)
+    first, along = _difference("second", second, first)
+    distance = vectors.norm(along)
+    _require_apart("second", distance, 0, "`first`")
+    steps = jnp.linspace(-0.5, 1.5, points, dtype=distance.dtype)
+    data = DataSet(batches, batch_size, single_pass=True)
+    losses = _losses(loss, first, [along], steps[:, None], data)
+    return LossLine(steps * distance, losses, jnp.stack([jnp.zeros_like(distance), distance]))
 
 
-def plane_through(
+def loss_on_plane(
     loss: Loss,
     first: PyTree,
     second: PyTree,
     third: PyTree,
     batches: PyTree,
     *,
-    names: tuple[str, str, str] = ("first", "second", "third"),
     points: int = 25,
     batch_size: BatchSize | None = None,
-    title: str = "Loss on the plane through three solutions",
-) -> Figure:
+) -> LossPlane:
     """The loss over the data set on the plane through two solutions and a third point.
 
-    The third may be a solution too, the starting point, or any other that is not in line.
+    The third may be a solution too, the starting point, or any other that is not in line. The grid
+    goes beyond all three by 0.3 of its longer side.
 
-    Cost: points² evaluations of the loss over the data.
+    Cost: points² evaluations of the loss over the data, in one pass; memory of four trees like
+    `first`. ``flatness.plots.plane_through`` draws it.
 
     Args:
-      loss: from ``(params, batch)`` to the mean over the batch.
-      first: parameters, at the origin of the picture.
-      second: parameters, on the horizontal axis.
-      third: parameters, above it.
-      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
-      names: of the three.
-      points: on each side of the grid.
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar. It is not differentiated.
+      first: real floating arrays in any pytree; at the origin.
+      second: a tree in the structure and shapes of `first`; at (‖second − first‖, 0).
+      third: another such tree; at a positive y.
+      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``. An iterator will do.
+      points: on each side of the grid, a static int of at least 2.
       batch_size: the weight of a batch, a function of it; None for its number of examples.
-      title: above the picture.
-    """
-    along, across = (jax.tree.map(jnp.subtract, other, first) for other in (second, third))
-    width = float(vectors.norm(along))
-    along = jax.tree.map(lambda leaf: leaf / width, along)
-    shift = float(vectors.inner_product(along, across))
-    across = jax.tree.map(lambda a, b: a - shift * b, across, along)
-    height = float(vectors.norm(across))
-    across = jax.tree.map(lambda leaf: leaf / height, across)
 
-    places = np.array([[0, 0], [width, 0], [shift, height]])
+    Raises:
+      ValueError: for arguments out of range, parameters or batches of another form, and for three
+        points in line.
+
+    >>> import jax.numpy as jnp
+    >>> from entropy_sgd_jax.flatness import loss_on_plane
+    >>> loss = lambda params, batch: jnp.sum(params**2)
+    >>> corners = jnp.zeros(2), jnp.array([0.0, 2.0]), jnp.array([1.0, 1.0])
+    >>> print(loss_on_plane(loss, *corners, [None], points=2).places)
+    [[0. 0.]
+     [2. 0.]
+     [1. 1.]]
+    """
+    points = _points(points)
+    first, along = _difference("second", second, first)
+    _, across = _difference("third", third, first)
+    width, reach = vectors.norm(along), vectors.norm(across)
+    _require_apart("second", width, 0, "`first`")
+    along = vectors.normalised(along)
+    shift = vectors.inner_product(along, across)
+    across = vectors.add_scaled(across, -shift, along)
+    height = vectors.norm(across)
+    _require_apart("third", height, reach, "the line through `first` and `second`")
+    across = vectors.normalised(across)
+
+    zero = jnp.zeros_like(width)
+    places = jnp.array([[zero, zero], [width, zero], [shift, height]])
     low, high = places.min(axis=0), places.max(axis=0)
     margin = 0.3 * (high - low).max()
-    x, y = (np.linspace(low[i] - margin, high[i] + margin, points) for i in (0, 1))
-    steps = np.stack(np.meshgrid(x, y), axis=-1)
-    values = _losses(loss, first, [along, across], steps.reshape(-1, 2), batches, batch_size)
-    figure, axes = new_figure(6.2, 5.2, title)
-    logarithms = np.log10(np.maximum(values.reshape(points, points), 1e-12))
-    filled = axes.contourf(x, y, logarithms, levels=20, cmap="viridis")
-    figure.colorbar(filled, ax=axes, label="log₁₀ of the loss")
-    for (right, up), name in zip(places, names, strict=True):
-        axes.plot(right, up, "o", color="white", mec=INK, ms=8)
-        axes.annotate(
-            name, (right, up), (0, 8), textcoords="offset points", color="white", ha="center"
+    x, y = jnp.linspace(low - margin, high + margin, points, axis=1)
+    steps = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    data = DataSet(batches, batch_size, single_pass=True)
+    losses = _losses(loss, first, [along, across], steps, data)
+    return LossPlane(x, y, losses.reshape(points, points), places)
+
+
+def _points(points: Any) -> int:
+    return checks.integer("points", points, 2, float("inf"), "25 to 41 is usual.")
+
+
+def _difference(name: str, other: PyTree, first: PyTree) -> tuple[PyTree, PyTree]:
+    """The first solution, and the way from there to the other, as arrays."""
+    checks.params(first)
+    _protocol.same_tree(name, other, first, "Pass parameters of the same model.")
+    first, other = vectors.arrays(first), vectors.arrays(other)
+    wide = jax.tree.map(lambda leaf: leaf.astype(vectors.dtype_of(leaf)), other)
+    return first, vectors.add_scaled(wide, -1, first)
+
+
+def _require_apart(name: str, distance: jax.Array, size: Any, of: str) -> None:
+    """Raises ValueError where the distance, if it is known, is no more than rounding."""
+    if isinstance(distance, jax.core.Tracer):
+        return
+    if distance <= 10 * jnp.finfo(distance.dtype).eps * size:
+        raise ValueError(
+            f"`{name}` must be apart from {of}; got a distance of {distance:.3g}. Pass the "
+            "parameters of another solution."
         )
-    axes.set(xlabel=f"distance from {names[0]}", ylabel="distance from the line", aspect="equal")
-    return figure
 
 
 def _losses(
-    loss: Loss,
-    origin: PyTree,
-    directions: list[PyTree],
-    steps: np.ndarray,
-    batches: PyTree,
-    batch_size: BatchSize | None,
-) -> np.ndarray:
+    loss: Loss, origin: PyTree, directions: list[PyTree], steps: jax.Array, data: DataSet
+) -> jax.Array:
     """The mean loss at `origin` plus each row of `steps` times the directions; one pass."""
 
     def losses(origin: PyTree, directions: list[PyTree], steps: Any, batch: PyTree) -> Any:
-        def at(step: Any) -> Any:
-            moved = jax.tree.map(
-                lambda leaf, *ways: leaf + sum(s * way for s, way in zip(step, ways, strict=True)),
-                origin,
-                *directions,
-            )
+        def at(step: jax.Array) -> Any:
+            moved = origin
+            for i, direction in enumerate(directions):
+                moved = vectors.add_scaled(moved, step[i], direction)
             return loss(moved, batch)
 
         return lax.map(at, steps)
 
-    mean = DataSet(batches, batch_size, single_pass=True).mean(losses)
-    return np.asarray(mean(origin, directions, jnp.asarray(steps, jnp.float32)))
+    mean: jax.Array = data.mean(losses)(origin, directions, steps)
+    return mean
