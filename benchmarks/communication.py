@@ -1,9 +1,10 @@
-"""All-reduce bytes for each gradient evaluation, counted in the compiled programs.
+"""Bytes that each device exchanges for each gradient evaluation, counted in compiled programs.
 
     python benchmarks/communication.py
 
-Eight devices train one network in four ways. The compiled program of each is read, and every
-all-reduce in it is counted with the rounds of the loops around it.
+Eight devices train one network in several ways. The compiled program of each is read, and every
+collective in it is counted with the rounds of the loops around it. An all-reduce counts twice its
+size, since it is a reduce-scatter and an all-gather; an all-to-all and an all-gather count once.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from entropy_sgd_jax import diloco, entropy_sgd, parle
 
 DEVICES, WIDTHS, BATCH = 8, (64, 256, 10), 32
 BYTES = {"f64": 8, "s64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
+BYTES |= {"s8": 1, "u8": 1}
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+PASSES = {"all-reduce": 2, "all-to-all": 1, "all-gather": 1}
 
 
-def all_reduce_bytes(hlo: str) -> int:
-    """The bytes that one run of the program puts into all-reduces on each device."""
+def bytes_exchanged(hlo: str) -> int:
+    """The bytes that one run of the program exchanges on each device."""
     bodies = {
         match[2]: (bool(match[1]), match[3])
         for match in re.finditer(r"^(ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
@@ -40,8 +43,9 @@ def all_reduce_bytes(hlo: str) -> int:
     def count(name: str) -> int:
         total = 0
         for line in bodies[name][1].splitlines():
-            if match := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
-                total += sum(size(*shape) for shape in SHAPE.findall(match[1]))
+            if match := re.search(r"= (.*?) (all-reduce|all-to-all|all-gather)(?:-start)?\(", line):
+                exchanged = sum(size(*shape) for shape in SHAPE.findall(match[1]))
+                total += PASSES[match[2]] * exchanged
             elif match := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
                 rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
                 if inside := count(match[2]):
@@ -58,7 +62,7 @@ def all_reduce_bytes(hlo: str) -> int:
     def runs_once(condition: str) -> bool:
         """A loop of no or one round: its condition is a boolean that it carries along."""
         if not re.search(r"ROOT [^\n]*= pred\[\] get-tuple-element\(", bodies[condition][1]):
-            raise ValueError(f"an all-reduce in a loop of unknown length: {bodies[condition][1]}")
+            raise ValueError(f"a collective in a loop of unknown length: {bodies[condition][1]}")
         return True  # the round in which devices meet
 
     (entry,) = (name for name, (is_entry, _) in bodies.items() if is_entry)
@@ -120,7 +124,7 @@ def compiled(step: Any, tx: Any, inner_steps: int) -> str:
 
 
 def count_all(inner_steps: int) -> dict[str, float]:
-    """All-reduce bytes on each device for each gradient evaluation."""
+    """Bytes exchanged on each device for each gradient evaluation."""
     local = {"replica_axis_name": "devices", "inner_steps": inner_steps}
     ways = {
         "data-parallel SGD": (sgd_step, optax.sgd(0.1, 0.9)),
@@ -135,15 +139,18 @@ def count_all(inner_steps: int) -> dict[str, float]:
             diloco(inner_learning_rate=1e-3, streaming=True, **local),
         ),
     }
+    for bits in (8, 4):
+        tx = diloco(inner_learning_rate=1e-3, bits=bits, **local)
+        ways[f"DiLoCo, {bits} bits"] = (entropic_step, tx)
     return {
-        name: all_reduce_bytes(compiled(step, tx, inner_steps)) / inner_steps
+        name: bytes_exchanged(compiled(step, tx, inner_steps)) / inner_steps
         for name, (step, tx) in ways.items()
     }
 
 
 def main() -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network()))
-    print(f"{parameters:,} parameters, {4 * parameters:,} bytes; all-reduce bytes on each device")
+    print(f"{parameters:,} parameters, {4 * parameters:,} bytes; bytes exchanged on each device")
     print("for each gradient evaluation, and as a share of data-parallel SGD's:\n")
     for inner_steps in (20, 500):
         found = count_all(inner_steps)

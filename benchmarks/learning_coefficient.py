@@ -98,6 +98,7 @@ def peer(file: pathlib.Path) -> list[dict[str, Any]]:
     from devinterp.optim.sgld import SGLD
     from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 
+    torch.set_num_threads(1)  # more wait for each other on cores that do other work too
     stored = np.load(file)
     first, second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
     with torch.no_grad():

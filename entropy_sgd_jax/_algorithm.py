@@ -26,6 +26,7 @@ from entropy_sgd_jax import (
     _trees,
 )
 from entropy_sgd_jax._control import apply_if, settled
+from entropy_sgd_jax._gradients import Gradient
 from entropy_sgd_jax._langevin import langevin_step
 from entropy_sgd_jax._state import EntropicState
 from entropy_sgd_jax._typing import Key, PyTree, ScalarOrSchedule
@@ -67,6 +68,10 @@ class Algorithm:
     accumulator_dtype: DTypeLike | None
     diagnostics: bool
     key: Key
+    # Of a stream that is one fragment of several, or that waits for its outer steps: see `diloco`.
+    offset: int = 0
+    delay: int = 0
+    blend: float = 0.0
 
     def start(self, anchor: Anchor, state: EntropicState) -> Chain:
         """x′, μ ← x."""
@@ -79,12 +84,7 @@ class Algorithm:
         return self._own(Chain(anchor.x, anchor.x, inner_state, record), anchor)
 
     def step(
-        self,
-        chain: Chain,
-        anchor: Anchor,
-        step: ArrayLike,
-        gradient: _gradients.Gradient,
-        xi: PyTree,
+        self, chain: Chain, anchor: Anchor, gradient: Gradient, count: jax.Array, xi: PyTree
     ) -> Chain:
         """x′ ← x′ − η′ (D(∇f(x′)) + γ (x′ − x)) + √η′ ε ξ,  μ ← (1 − α) μ + α x′."""
         grads = _trees.cast_like(gradient.value, anchor.x)
@@ -93,7 +93,7 @@ class Algorithm:
         )
         move_leaf = functools.partial(
             langevin_step,
-            step_size=_at(self.inner_learning_rate, anchor.t * self.inner_steps + step),
+            step_size=_at(self.inner_learning_rate, count),
             scope=_at(self.scope, anchor.t),
             noise_scale=_at(self.noise_scale, anchor.t),
             averaging=_at(self.averaging, anchor.t),
@@ -106,7 +106,9 @@ class Algorithm:
         record = chain.record
         if record is not None:
             losses = (gradient.loss, gradient.known_losses)
-            record = _diagnostics.observe_step(record, step, grads, *losses, iterate, anchor.x)
+            record = _diagnostics.observe_step(
+                record, gradient.step, grads, *losses, iterate, anchor.x
+            )
         return Chain(iterate, average, inner_state, record)
 
     def descend(
@@ -167,12 +169,13 @@ class Algorithm:
 
         chain = self.start(anchor, state)
         if first is not None:
-            chain = self.step(chain, anchor, 0, first, xi(_row(rows, 0)))
+            chain = self.step(chain, anchor, first, anchor.t * self.inner_steps, xi(_row(rows, 0)))
 
         def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
             call, row, batch = inputs
             found = gradient(chain.iterate, call, batch)
-            return self.step(chain, anchor, call + gradient.spent, found, xi(row)), None
+            count = anchor.t * self.inner_steps + found.step
+            return self.step(chain, anchor, found, count, xi(row)), None
 
         if gradient.calls:
             rows = jax.tree.map(lambda rows: rows[gradient.spent :], rows)
@@ -205,12 +208,14 @@ class Algorithm:
         _protocol.one_gradient(batches)
         state, step = self._own_parts(state), state.inner_count
         assert step is not None
+        begun = step - jnp.where(state.count == 0, self.offset, 0)  # steps of this chain so far
         gradient = self.axes.given(
-            grads, params, step, "in streaming mode", extra_args.get("value")
+            grads, params, begun, "in streaming mode", extra_args.get("value")
         )
         anchor, chain = self._resume(params, state)
         xi = _noise.draw(self.noise, _row(self._keys(state, step[None]), 0), anchor.x)
-        chain = self.step(chain, anchor, step, gradient, xi)
+        count = state.count * self.inner_steps + step - self.offset
+        chain = self.step(chain, anchor, gradient, count, xi)
         updates = jax.tree.map(_streaming.step_to, chain.iterate, params)
 
         def descend(carry: Any) -> Any:
@@ -220,14 +225,20 @@ class Algorithm:
                 chain, anchor, base_state, _for_base(extra_args)
             )
             x = optax.apply_updates(x, updates)
-            landed = jax.tree.map(_streaming.landing, params, x)
-            chain = chain._replace(iterate=self._accumulators(landed))
-            return jax.tree.map(jnp.subtract, x, params), x, chain, base_state
+            if self.delay:
+                return self._land(chain.iterate, params, x, chain, base_state)
+            return self._land(self._blended(chain.iterate, x), params, x, chain, base_state)
+
+        def arrive(carry: Any) -> Any:
+            _, x, chain, base_state = carry
+            return self._land(self._blended(chain.iterate, x), params, x, chain, base_state)
 
         last = step == self.inner_steps - 1
-        updates, x, chain, base_state = apply_if(
-            last, descend, (updates, anchor.params, chain, state.base_state)
-        )
+        carry = updates, anchor.params, chain, state.base_state
+        carry = apply_if(last, descend, carry)
+        if self.delay:
+            carry = apply_if((step == self.delay - 1) & (state.count > 0), arrive, carry)
+        updates, x, chain, base_state = carry
         return updates, state._replace(
             count=jnp.where(last, optax.safe_increment(state.count), state.count),
             langevin_iterate=chain.iterate,
@@ -271,7 +282,7 @@ class Algorithm:
             inner_state=self.inner_transform.init(iterate),
             base_state=self.base_optimizer.init(params),
             anchor=jax.tree.map(jnp.array, params) if self.streaming else None,
-            inner_count=jnp.zeros((), jnp.int32) if self.streaming else None,
+            inner_count=jnp.full((), self.offset, jnp.int32) if self.streaming else None,
             diagnostics=record,
         )
         return self._own_parts(state)
@@ -289,8 +300,12 @@ class Algorithm:
     def _resume(self, params: PyTree, state: EntropicState) -> tuple[Anchor, Chain]:
         """x, and the chain as the last update left it; at a cycle's start a new one."""
         left = state.langevin_iterate
+        iterate = jax.tree.map(_streaming.resume, params, left)
 
         def begin(known: Any) -> Any:
+            if self._waits:  # x′ goes on, and only x′ is the user's to move
+                chain = self.start(self._anchor(known[0], state), state)
+                return known[0], chain._replace(iterate=None, average=iterate)
             x = jax.tree.map(_streaming.follow, params, left, known[0])
             chain = self.start(self._anchor(x, state), state)
             return x, chain._replace(iterate=None)
@@ -301,8 +316,34 @@ class Algorithm:
         first = state.inner_count == 0
         x, chain = apply_if(first, begin, (state.anchor, chain))
         anchor = self._anchor(x, state)
-        iterate = jax.tree.map(_streaming.resume, params, left)
-        return anchor, chain._replace(iterate=_trees.where(first, anchor.x, iterate))
+        if not self._waits:
+            iterate = _trees.where(first, anchor.x, iterate)
+        return anchor, chain._replace(iterate=iterate)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether x′ does not start each cycle at x."""
+        return self.delay > 0 or self.blend != 0
+
+    def _blended(self, iterate: PyTree, x: PyTree) -> PyTree:
+        """The mixture of x′ and x at which x′ goes on; x itself unless `blend` is given."""
+        if not self._waits:
+            return x
+
+        def mix(iterate: jax.Array, x: jax.Array) -> jax.Array:
+            blend = jnp.asarray(self.blend, iterate.dtype)
+            return blend * iterate + (1 - blend) * jnp.asarray(x, iterate.dtype)
+
+        return jax.tree.map(mix, iterate, x)
+
+    def _land(
+        self, target: PyTree, params: PyTree, x: PyTree, chain: Chain, base_state: Any
+    ) -> Any:
+        """What a stream carries when `params` goes to `target`: with x′ where that will be."""
+        target = _trees.cast_like(target, params)
+        landed = jax.tree.map(_streaming.landing, params, target)
+        chain = chain._replace(iterate=self._accumulators(landed))
+        return jax.tree.map(jnp.subtract, target, params), x, chain, base_state
 
     def _restart(self, anchor: Anchor, chain: Chain) -> Chain:
         """The chain at x again, and D as at its start."""

@@ -232,6 +232,9 @@ RULES: Mapping[str, Rule] = {
     "axis_name": axis(_AXIS),
     "coupling": _COUPLING,
     "strength": _COUPLING,
+    "offset": integer("It is how many gradients old the first cycle counts as, below L."),
+    "delay": integer("It is how many gradients an outer step takes to arrive, below L."),
+    "blend": number("0 goes on from x alone, 0.5 from half of it.", high=1, schedule=False),
     "bits": option("None exchanges the pseudo-gradients in their own dtype.", (None, 8, 4)),
     "accumulator_dtype": dtype("Pass for example jnp.float32, or None for at least float32."),
     "diagnostics": flag("True keeps a record of each update for entropic_diagnostics(state)."),
@@ -266,6 +269,17 @@ def different_axes(batch_axis_name: Any, replica_axis_name: Any) -> None:
             "Replicas differ along the one, and share their gradients along the other: give the "
             "mesh, or the nested vmap or pmap, an axis for each.",
         )
+
+
+def of_streams_only(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for what only a stream can do, or only within its cycle."""
+    for name in ("offset", "delay", "blend"):
+        value = options.get(name, 0)
+        if value and not options["streaming"]:
+            raise error(name, "0 without streaming=True", repr(value), "Pass streaming=True.")
+        if name != "blend" and value >= max(options["inner_steps"], 1):
+            allowed = f"an integer in [0, {options['inner_steps'] - 1}], below `inner_steps`"
+            raise error(name, allowed, repr(value), "A cycle has no more gradients.")
 
 
 def uphill(name: str, transform: optax.GradientTransformation) -> None:

@@ -76,20 +76,28 @@ def is_bound(axis_name: AxisName) -> bool:
     return True
 
 
+def gather(array: jax.Array, axis_name: AxisName) -> jax.Array:
+    """What each member has, along a new leading axis, marked as equal on all devices."""
+    to: dict[str, Any] = {"to": "invarying"} if axes_checked(axis_name) else {}
+    return lax.all_gather(array, axis_name, **to)
+
+
 def is_equal_on_all(tree: PyTree, axis_name: AxisName) -> bool:
     """Whether JAX knows that a leaf of `tree` is equal on all devices along the axis."""
-    if not inside_shard_map():
-        return False
-    names = set(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+    names = axes_checked(axis_name)
+    return any(not names <= _varies_over(leaf) for leaf in jax.tree.leaves(tree))
 
-    def axes(array: Any) -> set[Any]:
-        """Those over which JAX knows that it varies; two JAXs have two names for it."""
-        kind = jax.typeof(array)
-        manual = getattr(kind, "manual_axis_type", None)
-        return set(getattr(kind, "vma", ()) if manual is None else manual.varying)
 
-    checked = axes(lax.axis_index(axis_name))  # empty where JAX does not check
-    return bool(checked) and any(not names <= axes(leaf) for leaf in jax.tree.leaves(tree))
+def axes_checked(axis_name: AxisName) -> set[Any]:
+    """The axes over which JAX keeps track of what varies: none without `check_vma`."""
+    return _varies_over(lax.axis_index(axis_name)) if inside_shard_map() else set()
+
+
+def _varies_over(array: Any) -> set[Any]:
+    """The axes over which JAX knows that it varies; two JAXs have two names for it."""
+    kind = jax.typeof(array)
+    manual = getattr(kind, "manual_axis_type", None)
+    return set(getattr(kind, "vma", ()) if manual is None else manual.varying)
 
 
 def inside_shard_map() -> bool:

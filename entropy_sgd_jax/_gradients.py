@@ -18,7 +18,8 @@ class Gradient(NamedTuple):
 
     value: PyTree
     loss: ArrayLike | None  # f(x′), if it is known
-    known_losses: ArrayLike  # how many gradients before it in this cycle came with their loss
+    step: ArrayLike  # how many gradients of this cycle came before it
+    known_losses: ArrayLike  # how many of these came with their loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Axes:
         _protocol.incoming(grads, params, mode)
         _protocol.not_summed(grads, self.replicas)
         grads, value = _collectives.mean((grads, value), self.batch)
-        return Gradient(grads, value, known_losses=step)
+        return Gradient(grads, value, step, known_losses=step)
 
     def own(self, tree: PyTree) -> PyTree:
         """`tree` marked as what differs from device to device."""
@@ -65,7 +66,8 @@ class Scanned:
         point = self.axes.own(_trees.cast_like(iterate, self.like))
         loss, grads = self.evaluate(point, call if self.by_number else batch)
         loss, grads = _collectives.mean((loss, grads), self.axes.batch)
-        return Gradient(grads, loss, 0 if loss is None else call + self.losses_before)
+        known_losses = 0 if loss is None else call + self.losses_before
+        return Gradient(grads, loss, call + self.spent, known_losses)
 
 
 def scanned(

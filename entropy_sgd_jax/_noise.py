@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import AxisName, Key, PyTree
 
@@ -103,7 +104,7 @@ class Source(NamedTuple):
     steps: int  # how many share a word: 1, or 32 where `transform` looks at the top bit alone
 
 
-def step_keys(name: str, key: jax.Array, count: jax.Array, steps: jax.Array) -> StepKey:
+def step_keys(name: str, key: jax.Array, count: ArrayLike, steps: jax.Array) -> StepKey:
     """The keys of Langevin steps `steps` of update `count`.
 
     Derived from the one key of the state, which is never split: what a step draws depends on no

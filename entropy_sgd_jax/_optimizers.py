@@ -208,6 +208,7 @@ def build(
     options = {name: _checks.check(name, value) for name, value in options.items()}
     alone = options["inner_steps"] == 0
     options["streaming"] &= not alone
+    _checks.of_streams_only(options)
     if options["streaming"] and _is_one(options["averaging"]):
         # As an array: what x′ has been, a stream knows from (1 − α) μ alone, which has to stay in.
         options["averaging"] = np.float32(1)

@@ -7,8 +7,7 @@ is kept, and added the next time.
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +81,7 @@ def mean(
     missed = (share - dequantise(rounded, bits)) * total / jnp.where(absent, 1, weight)
     left_out = left_out.at[lax.axis_index(axis_name)].add(missed)
 
-    everything = jax.tree.map(lambda array: _gather(array, axis_name), rounded)
+    everything = jax.tree.map(lambda array: _collectives.gather(array, axis_name), rounded)
     averaged = dequantise(Integers(*everything), bits).reshape(-1)[: numbers.size]
     left_out = left_out.reshape(-1)[: numbers.size]
     return averaged, jnp.where(absent | (total == 0), residual, left_out)
@@ -93,10 +92,3 @@ def _blocks(numbers: jax.Array, replicas: int) -> jax.Array:
     share = -(-numbers.size // (replicas * BLOCK)) * BLOCK
     padded = jnp.pad(numbers, (0, replicas * share - numbers.size))
     return padded.reshape(replicas, -1, BLOCK)
-
-
-def _gather(array: jax.Array, axis_name: AxisName) -> jax.Array:
-    """All shares, marked as equal on all devices where JAX wants to know."""
-    can_tell = "to" in inspect.signature(lax.all_gather).parameters
-    known: dict[str, Any] = {"to": "invariant"} if can_tell else {}
-    return lax.all_gather(array, axis_name, **(known if _collectives.inside_shard_map() else {}))

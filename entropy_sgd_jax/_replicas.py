@@ -21,6 +21,7 @@ from entropy_sgd_jax import (
     _quantisation,
     _trees,
 )
+from entropy_sgd_jax._fragments import Fragments, in_turn
 from entropy_sgd_jax._optimizers import build, entropic, sgd
 from entropy_sgd_jax._options import advised, with_options_of
 from entropy_sgd_jax._typing import (
@@ -405,6 +406,10 @@ def diloco(
     inner_optimizer: optax.GradientTransformation | None = None,
     inner_learning_rate: ScalarOrSchedule | None = None,
     inner_transform: optax.GradientTransformation | None = None,
+    fragments: Fragments | None = None,
+    offset: int = 0,
+    delay: int = 0,
+    blend: float = 0.0,
     bits: int | None = None,
     **options: Unpack[LangevinOptions],
 ) -> EntropicTransformation:
@@ -447,13 +452,24 @@ def diloco(
       inner_transform: D, the direction of the local steps, uphill, without a learning rate. None
         for that of ``optax.adamw``,
         ``optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))``.
+      fragments: a tree of ints 0 … P − 1 like ``params``, or a function from ``params`` to one;
+        streaming mode. Fragment p is synchronised p·L/P gradients before fragment 0, so that one
+        all-reduce of a P-th of the parameters goes out every L/P gradients. Each fragment has its
+        own inner and outer state, in a state of ``optax.partition``: a norm over all parameters in
+        the inner optimizer is one over a fragment.
+      offset: the first cycle counts as this many gradients old, below L; streaming mode. No
+        schedule is shifted by it.
+      delay: τ, below L; streaming mode. The outer step computed at the end of a cycle reaches x′
+        τ gradients later, as x′ ← blend · x′ + (1 − blend) · x.
+      blend: the share of x′ in it, in [0, 1].
       bits: 8 or 4 to exchange the mean in integers of that many bits with feedback of what
         rounding leaves out, see ``average_over_replicas``; None for the parameters' own dtype.
       averaging: weight of the newest x′ in the mean that stands for it; 1 keeps the last.
       reset_inner_state: whether each outer step starts the inner optimizer again.
 
     Returns:
-      A transformation whose state is an ``EntropicState``. The replicas' x stay equal.
+      A transformation whose state is an ``EntropicState``, with ``fragments`` one for each of them.
+      The replicas' x stay equal.
 
     Raises:
       ValueError: for an argument out of its range, and as ``entropic`` does.
@@ -480,6 +496,8 @@ def diloco(
     References:
       Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023,
       https://arxiv.org/abs/2311.08105.
+      Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
+      https://arxiv.org/abs/2501.18512, for fragments, delay and blend.
       "SNOO: Step-K Nesterov Outer Optimizer", 2025, https://arxiv.org/abs/2510.15830.
       "MuLoCo: Muon is a practical inner optimizer for DiLoCo", 2025,
       https://arxiv.org/abs/2505.23725.
@@ -491,14 +509,25 @@ def diloco(
     inner_learning_rate, inner_transform = _inner_loop(
         inner_optimizer, inner_learning_rate, inner_transform
     )
-    return build(
-        optax.chain(average_over_replicas(replica_axis_name, bits=bits), step),
-        replica_axis_name=replica_axis_name,
-        inner_steps=inner_steps,
-        inner_learning_rate=inner_learning_rate,
-        inner_transform=inner_transform,
-        **options,
-    )
+
+    def one(offset: int) -> EntropicTransformation:
+        return build(
+            optax.chain(average_over_replicas(replica_axis_name, bits=bits), step),
+            replica_axis_name=replica_axis_name,
+            inner_steps=inner_steps,
+            inner_learning_rate=inner_learning_rate,
+            inner_transform=inner_transform,
+            offset=offset,
+            delay=delay,
+            blend=blend,
+            **options,
+        )
+
+    alone = one(offset)
+    if fragments is None:
+        return alone
+    streaming = options.get("streaming", False)
+    return in_turn(one, fragments, inner_steps, offset, streaming)
 
 
 def _inner_loop(

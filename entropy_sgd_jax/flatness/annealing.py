@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.data import DataSet
 
@@ -22,7 +23,7 @@ class Chains(NamedTuple):
 
     point: Any
     energy: jax.Array
-    gradient: Any  # of the energy
+    gradient: PyTree  # of the energy
     work: jax.Array  # W, of all but the pilots
     log_step_size: jax.Array  # shape ()
 
@@ -52,7 +53,7 @@ def anneal(
     energy, gradient = evaluate(point)
     ladder = _ladder(energy[-PILOTS:], num_steps)
 
-    def step(number: Any, chains: Chains) -> Chains:
+    def step(number: jax.Array | int, chains: Chains) -> Chains:
         now = ladder[number + 1]
         work = chains.work + (now - ladder[number]) * chains.energy[:-PILOTS]
         noise_key, step_key = jax.random.split(jax.random.fold_in(key, number))
@@ -95,7 +96,7 @@ def _propose(chains: Chains, weight: jax.Array, noise: Any) -> Any:
 
 @jax.jit
 def _accept(
-    chains: Chains, point: Any, evaluated: Any, weight: jax.Array, key: jax.Array
+    chains: Chains, point: Any, evaluated: PyTree, weight: jax.Array, key: jax.Array
 ) -> Chains:
     """Metropolis' choice between the old states and the proposed ones, and the next step size."""
     size = jnp.exp(chains.log_step_size)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from entropy_sgd_jax import _noise as noise_lib
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.data import DataSet
 from entropy_sgd_jax.flatness.progress import Progress, tracked
@@ -26,7 +28,7 @@ class Target(NamedTuple):
     inverse_temperature: jax.Array  # nβ, shape ()
     scope: jax.Array  # γ, shape ()
 
-    def force(self, gradient: Any, offset: Any) -> Any:
+    def force(self, gradient: PyTree, offset: PyTree) -> Any:
         """−∇ log p."""
 
         def leaf_force(gradient: jax.Array, offset: jax.Array) -> jax.Array:
@@ -50,7 +52,7 @@ class Plan(NamedTuple):
         """The number of first steps that tune the sampler and are thrown away."""
         return self.num_steps // 2
 
-    def forgetting(self, number: jax.Array) -> jax.Array:
+    def forgetting(self, number: jax.Array | int) -> jax.Array:
         """The weight of step `number` in a running mean: ten first steps, then a tenth of all."""
         return jnp.maximum(jnp.minimum(10 / (number + 1.0), 1), min(20 / self.num_steps, 1))
 
@@ -84,7 +86,7 @@ class Samples(NamedTuple):
         """Without the first `burn_in` steps."""
         return Samples(*(rows[..., burn_in:] for rows in self))
 
-    def with_step(self, number: Any, *values: Any) -> Samples:
+    def with_step(self, number: jax.Array | int, *values: Any) -> Samples:
         """One value for each field, put at step `number`."""
         return Samples(
             *(
@@ -114,7 +116,7 @@ class StepSize(NamedTuple):
         log = jnp.log(first if plan.step_size is None else plan.step_size)
         return cls(jnp.asarray(log, first.dtype), jnp.zeros((), first.dtype))
 
-    def moved(self, plan: Plan, number: Any, change: jax.Array) -> StepSize:
+    def moved(self, plan: Plan, number: jax.Array | int, change: jax.Array) -> StepSize:
         """Changed by so much of its logarithm in the burn-in; then frozen."""
         if plan.step_size is not None or not plan.burn_in:
             return self
@@ -127,7 +129,7 @@ class StepSize(NamedTuple):
         return StepSize(log, late)
 
 
-def zeros(params: Any, count: int) -> Any:
+def zeros(params: PyTree, count: int) -> Any:
     """`count` zero offsets, in at least float32 and sharded as the parameters are."""
 
     def leaf_zeros(leaf: Any) -> jax.Array:
@@ -137,25 +139,25 @@ def zeros(params: Any, count: int) -> Any:
     return jax.tree.map(leaf_zeros, params)
 
 
-def at(params: Any, offset: Any) -> Any:
+def at(params: PyTree, offset: PyTree) -> Any:
     """The parameters at an offset, in the offset's dtypes: in bfloat16 steps would be lost."""
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype) + y, params, offset)
 
 
-def noise(key: Any, number: Any, offset: Any) -> Any:
+def noise(key: Any, number: jax.Array | int, offset: PyTree) -> Any:
     """Unit normal in the shapes of `offset`, whose first axis counts the chains."""
     count, one = len(jax.tree.leaves(offset)[0]), jax.tree.map(lambda leaf: leaf[0], offset)
     keys = noise_lib.step_keys("gaussian", key, number, jnp.arange(count))
     return jax.vmap(lambda key: noise_lib.draw("gaussian", key, one))(keys)
 
 
-def inner_products(a: Any, b: Any) -> jax.Array:
+def inner_products(a: PyTree, b: PyTree) -> jax.Array:
     """One for each chain, shape (num_chains,)."""
     products: jax.Array = jax.vmap(vectors.inner_product)(a, b)
     return products
 
 
-def mean_squares(plan: Plan, number: Any, squares: Any, force: Any) -> Any:
+def mean_squares(plan: Plan, number: jax.Array | int, squares: Any, force: Any) -> Any:
     """The running mean of each parameter's squared force, over chains and burn-in."""
     if not plan.precondition:
         return squares
@@ -182,6 +184,6 @@ def preconditioner(plan: Plan, target: Target, squares: Any) -> Any:
     return jax.tree.map(leaf_scale, squares)
 
 
-def is_traced(tree: Any) -> bool:
+def is_traced(tree: PyTree) -> bool:
     """Whether any leaf is known only once the program runs."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax import _noise as noise_lib
@@ -51,7 +52,7 @@ def params(tree: PyTree) -> int:
 
 def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
     """Returns `value` as an int; raises ValueError unless it is a static integer in the range."""
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
         value = np.asarray(value)[()]  # one that is known is as good as NumPy's
     known: int = _checks.integer(advice, low, int(min(high, _checks.INT32_MAX)))(name, value)
     return known
@@ -84,7 +85,7 @@ def positive(
 
 def warn_where(wrong: jax.Array, message: str) -> None:
     """Warns if any of `wrong` holds, unless that is not known yet, under `jax.jit`."""
-    if not isinstance(wrong, jax.core.Tracer) and bool(wrong.any()):
+    if not isinstance(wrong, Tracer) and bool(wrong.any()):
         warnings.warn(message, stacklevel=3)
 
 

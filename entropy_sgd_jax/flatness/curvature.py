@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
@@ -14,7 +14,7 @@ from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import checks, vectors
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 
-Loss = Callable[[Any, Any], jax.Array]
+Loss: TypeAlias = Callable[[Any, Any], jax.Array]  # (params, batch) -> the mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class GaussNewton:
       Neural Computation 14, 2002.
     """
 
-    model: Callable[[Any, Any], Any]
+    model: Callable[[Any, Any], PyTree]
     criterion: Callable[[Any, Any], jax.Array]
 
-    def __call__(self, params: Any, batch: Any) -> jax.Array:
+    def __call__(self, params: PyTree, batch: PyTree) -> jax.Array:
         """The loss."""
         return self.criterion(self.model(params, batch), batch)
 
@@ -99,11 +99,11 @@ def hessian_vector_product(
 
 
 def gauss_newton_vector_product(
-    model: Callable[[Any, Any], Any],
+    model: Callable[[Any, Any], PyTree],
     criterion: Callable[[Any, Any], jax.Array],
-    params: Any,
-    vector: Any,
-    batches: Any,
+    params: PyTree,
+    vector: PyTree,
+    batches: PyTree,
     *,
     batch_size: BatchSize | None = None,
 ) -> PyTree:

@@ -8,19 +8,20 @@ compiled pieces. Algorithms are written once, with the loops of their data set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 
 T = TypeVar("T")
-BatchSize = Callable[[Any], ArrayLike]
+BatchSize: TypeAlias = Callable[[Any], jax.Array | float]
 
 
 class DataSet:
@@ -118,13 +119,15 @@ class DataSet:
         return mean
 
 
-def _zeros(shapes: Any) -> tuple[Any, jax.Array]:
+def _zeros(shapes: PyTree) -> tuple[PyTree, jax.Array]:
     """No sum and no weight yet."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, vectors.dtype_of(leaf)), shapes)
     return zeros, jnp.zeros(())
 
 
-def _add(sums: tuple[Any, jax.Array], value: Any, size: ArrayLike) -> tuple[Any, jax.Array]:
+def _add(
+    sums: tuple[PyTree, jax.Array], value: Any, size: jax.Array | float
+) -> tuple[PyTree, jax.Array]:
     total, weight = sums
     size = jnp.asarray(size, weight.dtype)
     size = jnp.where(size >= 0, size, jnp.nan)  # under jax.jit it cannot be refused
@@ -137,13 +140,13 @@ def _add(sums: tuple[Any, jax.Array], value: Any, size: ArrayLike) -> tuple[Any,
     return jax.tree.map(add, total, value), weight + size
 
 
-def _divide(total: Any, weight: jax.Array) -> Any:
+def _divide(total: PyTree, weight: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(weight, leaf.dtype), total)
 
 
 def _check_sizes(sizes: jax.Array) -> None:
     """Raises ValueError unless all are at least 0, and one is more, as far as it is known."""
-    if isinstance(sizes, jax.core.Tracer):
+    if isinstance(sizes, Tracer):
         return
     known = np.asarray(sizes)
     if not ((known >= 0).all() and known.any()):
@@ -153,7 +156,7 @@ def _check_sizes(sizes: jax.Array) -> None:
         )
 
 
-def _leading_axis(batch: Any) -> int:
+def _leading_axis(batch: PyTree) -> int:
     """The length of the first array's leading axis, of those that have one; else 1."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)

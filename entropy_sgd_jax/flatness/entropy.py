@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, gaussian, vectors
 from entropy_sgd_jax.flatness.annealing import PILOTS, Chains, anneal
 from entropy_sgd_jax.flatness.curvature import Loss, operator
@@ -18,16 +20,16 @@ from entropy_sgd_jax.flatness.estimates import Estimate
 
 def local_entropy(
     loss: Loss,
-    params: Any,
-    batches: Any,
-    scope: Any,
+    params: PyTree,
+    batches: PyTree,
+    scope: ArrayLike,
     *,
-    inverse_temperature: Any = 1.0,
+    inverse_temperature: ArrayLike = 1.0,
     num_chains: int = 64,
     num_steps: int = 256,
     include_volume: bool = True,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Estimate:
     r"""The local entropy of the mean loss f over the data set: what Entropy-SGD ascends.
 
@@ -104,7 +106,7 @@ def local_entropy(
     data, key = DataSet(batches, batch_size), checks.key(key)
     scopes = scope.reshape(-1)
 
-    def at(number: Any) -> jax.Array:
+    def at(number: jax.Array | int) -> jax.Array:
         scope = scopes[number]
         chains, _, start, least = integrate(
             loss, params, data, scope, beta, num_chains, num_steps, key
@@ -129,7 +131,7 @@ def local_entropy(
 
 def integrate(
     loss: Loss,
-    params: Any,
+    params: PyTree,
     data: DataSet,
     scope: jax.Array,
     beta: jax.Array,
@@ -151,7 +153,7 @@ def integrate(
     energy = _energy(loss, params, data, axes, beta)
     start, least = gaussian.fit(data, energy, noise, scope, fit_key)
 
-    def excess(points: Any) -> tuple[jax.Array, Any]:
+    def excess(points: PyTree) -> tuple[jax.Array, Any]:
         """Of β f + γ/2 ‖·‖² over the energy of the Gaussian, and its gradient in its units."""
         places = start.place(points)
         value, gradient = energy(places)
@@ -164,12 +166,12 @@ def integrate(
 
 
 def _energy(
-    loss: Loss, params: Any, data: DataSet, axes: gaussian.Axes, beta: jax.Array
+    loss: Loss, params: PyTree, data: DataSet, axes: gaussian.Axes, beta: jax.Array
 ) -> Callable[[Any], tuple[jax.Array, Any]]:
     """β f and its gradient, from and in the coordinates of several places."""
 
-    def batch_energy(params: Any, offsets: Any, batch: Any) -> Any:
-        def at(offset: Any) -> jax.Array:
+    def batch_energy(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
+        def at(offset: PyTree) -> jax.Array:
             return loss(_trees.cast_like(vectors.add_scaled(offset, 1, params), params), batch)
 
         return jax.vmap(jax.value_and_grad(at))(offsets)

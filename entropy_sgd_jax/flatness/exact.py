@@ -96,8 +96,8 @@ def exact_spectrum(
 
 
 def _filler(
-    block_product: Callable[[Any], Any], params: Any, block: int, count: int
-) -> Callable[[Any, jax.Array], jax.Array]:
+    block_product: Callable[[PyTree], PyTree], params: PyTree, block: int, count: int
+) -> Callable[[jax.Array | int, jax.Array], jax.Array]:
     """A function of (number of the block, matrix), which fills in the block's rows."""
     dtype = vectors.dtype_of(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
@@ -107,12 +107,12 @@ def _filler(
         return jax.vmap(unravel)(jax.nn.one_hot(first + jnp.arange(block), count, dtype=dtype))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def insert(matrix: jax.Array, images: Any, first: Any) -> jax.Array:
+    def insert(matrix: jax.Array, images: PyTree, first: ArrayLike) -> jax.Array:
         rows = jax.vmap(lambda image: ravel_pytree(image)[0])(images)
         filled: jax.Array = lax.dynamic_update_slice(matrix, rows.astype(dtype), (first, 0))
         return filled
 
-    def fill(number: Any, matrix: jax.Array) -> jax.Array:
+    def fill(number: jax.Array | int, matrix: jax.Array) -> jax.Array:
         # The last block reaches back where the rows left are fewer than a block.
         first = jnp.minimum(number * block, count - block)
         filled: jax.Array = insert(matrix, block_product(unit_vectors(first)), first)

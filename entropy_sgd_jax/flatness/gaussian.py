@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import lanczos, vectors
 from entropy_sgd_jax.flatness.data import DataSet
 
@@ -26,10 +27,10 @@ _AXES, _NUMBERS = 256, 2**24  # directions that are fitted one by one, at most; 
 class Axes(NamedTuple):
     """Coordinates: one along each vector of an orthonormal basis, and the rest, a tree."""
 
-    basis: Any
+    basis: PyTree
     complete: bool  # whether the basis spans the whole space; the rest is None then
 
-    def split(self, vector: Any) -> tuple[jax.Array, Any]:
+    def split(self, vector: PyTree) -> tuple[jax.Array, Any]:
         """The coordinates of a vector."""
         if self.complete:
             return vectors.inner_product(self.basis, vector), None
@@ -42,7 +43,7 @@ class Axes(NamedTuple):
         vector = vectors.combine(along, self.basis)
         return vector if self.complete else vectors.add_scaled(vector, 1, rest)
 
-    def noise(self, key: jax.Array, like: Any) -> tuple[jax.Array, Any]:
+    def noise(self, key: jax.Array, like: PyTree) -> tuple[jax.Array, Any]:
         """Unit normal in all coordinates."""
         along_key, rest_key = jax.random.split(key)
         shape = jax.tree.leaves(self.basis)[0].shape[:1]
@@ -70,13 +71,13 @@ class Gaussian(NamedTuple):
 
 
 def principal_axes(
-    data: DataSet, product: Callable[[Any], Any], params: Any, count: int, key: jax.Array
+    data: DataSet, product: Callable[[Any], Any], params: PyTree, count: int, key: jax.Array
 ) -> Axes:
     """Eigenvectors of the Hessian: all of a small one, else those of a Krylov space."""
     rows = min(count, max(_NUMBERS // count, 32), _AXES)
     start_key, restart_key = jax.random.split(key)
 
-    def finite_product(vector: Any) -> Any:
+    def finite_product(vector: PyTree) -> Any:
         return _finite(product(vector))
 
     first = vectors.draw(vectors.uniform, start_key, params)
@@ -128,7 +129,7 @@ def fit(
 
 @jax.jit
 def _refined(
-    search: _Search, points: Any, energy: jax.Array, gradient: Any, scope: jax.Array
+    search: _Search, points: PyTree, energy: jax.Array, gradient: PyTree, scope: jax.Array
 ) -> _Search:
     """The next Gaussian."""
     known = jnp.where(jnp.isfinite(energy), energy, jnp.nan)
@@ -144,8 +145,8 @@ def _refined(
 
 
 def _refined_part(
-    points: Any,
-    gradient: Any,
+    points: PyTree,
+    gradient: PyTree,
     mean: Any,
     precision: jax.Array,
     pooled: bool,
@@ -159,7 +160,7 @@ def _refined_part(
     if not jax.tree.leaves(points):
         return mean, precision, True
 
-    def dot(a: Any, b: Any) -> jax.Array:
+    def dot(a: PyTree, b: PyTree) -> jax.Array:
         return vectors.inner_product(a, b) if pooled else jnp.sum(a * b, axis=0)
 
     unit = vectors.binary_scale(vectors.peak(gradient))  # what is squared below may overflow
@@ -190,10 +191,10 @@ def _refined_part(
     return moved, precision * factor, settled
 
 
-def _root_mean_square(tree: Any) -> jax.Array:
+def _root_mean_square(tree: PyTree) -> jax.Array:
     count: int = sum(leaf.size for leaf in jax.tree.leaves(tree))
     return vectors.norm(tree) / jnp.sqrt(count)
 
 
-def _finite(tree: Any) -> Any:
+def _finite(tree: PyTree) -> Any:
     return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), tree)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.data import DataSet
 
@@ -27,15 +28,15 @@ class Krylov(NamedTuple):
     """
 
     unit: jax.Array  # of A, a power of two; 0 as long as it is not known
-    basis: Any  # V: rows not filled yet are zero
+    basis: PyTree  # V: rows not filled yet are zero
     projected: jax.Array  # T = Vᵀ A V, shape (rows, rows)
-    vector: Any  # the next row: of norm 1, orthogonal to the basis
+    vector: PyTree  # the next row: of norm 1, orthogonal to the basis
     residual: jax.Array  # 0 where the basis spans an invariant subspace
     products: jax.Array  # with A, so far; int32
     key: jax.Array
 
 
-def start(vector: Any, rows: int, key: jax.Array) -> Krylov:
+def start(vector: PyTree, rows: int, key: jax.Array) -> Krylov:
     """An empty basis with room for `rows` vectors, of which `vector` is to be the first."""
     return Krylov(
         unit=jnp.zeros((), vectors.dtype_of(vector)),
@@ -56,7 +57,7 @@ def extend(
     Row −1 comes first of all.
     """
 
-    def step(row: Any, krylov: Krylov) -> Krylov:
+    def step(row: ArrayLike, krylov: Krylov) -> Krylov:
         extended: Krylov = _absorb(krylov, row, product(_lifted(krylov)))
         return extended
 
@@ -77,7 +78,7 @@ def _half_way(unit: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _absorb(krylov: Krylov, row: Any, image: Any) -> Krylov:
+def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
     """Adds the vector to the basis; what is new in its image becomes the next vector."""
     known, row = krylov.unit > 0, jnp.maximum(row, 0)
     unit = jnp.where(known, krylov.unit, vectors.binary_scale(vectors.peak(image)))
@@ -108,7 +109,7 @@ def _absorb(krylov: Krylov, row: Any, image: Any) -> Krylov:
     return Krylov(unit, basis, projected, vector, residual, krylov.products + 1, krylov.key)
 
 
-def _random_if(condition: Any, vector: Any, key: jax.Array, basis: Any) -> Any:
+def _random_if(condition: ArrayLike, vector: PyTree, key: jax.Array, basis: PyTree) -> Any:
     """`vector`, or where the condition holds a random one, orthogonal to the basis.
 
     A loop of no or one round, since a cond would copy the basis.
@@ -125,7 +126,7 @@ def _random_if(condition: Any, vector: Any, key: jax.Array, basis: Any) -> Any:
 
 @jax.jit
 def restart(
-    krylov: Krylov, values: jax.Array, rotation: jax.Array, keep: Any, fresh: Any
+    krylov: Krylov, values: jax.Array, rotation: jax.Array, keep: ArrayLike, fresh: ArrayLike
 ) -> Krylov:
     """Keeps the first `keep` of the vectors that the columns of `rotation` combine, and no other.
 

@@ -76,7 +76,7 @@ def local_energy(
     strengths = strength.reshape(-1)
     keys = jax.random.split(checks.key(key), num_samples)
 
-    def losses(params: Any, direction: Any, strengths: Any, batch: Any) -> jax.Array:
+    def losses(params: PyTree, direction: PyTree, strengths: ArrayLike, batch: PyTree) -> jax.Array:
         def at(strength: jax.Array) -> jax.Array:
             return loss(vectors.add_scaled(params, strength, direction), batch)
 
@@ -87,7 +87,7 @@ def local_energy(
     zeros = jax.tree.map(jnp.zeros_like, params)
     here = mean(params, zeros, strengths[:1] * 0)
 
-    def sample(number: Any) -> jax.Array:
+    def sample(number: jax.Array | int) -> jax.Array:
         direction = vectors.draw(jax.random.normal, keys[number], params)
         if multiplicative:
             direction = jax.tree.map(lambda z, w: z * w.astype(z.dtype), direction, params)
@@ -108,7 +108,7 @@ def sharpness(
     *,
     num_steps: int = 20,
     batch_size: BatchSize | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> jax.Array:
     """The largest rise of the loss over the data set within a ball: SAM's worst case.
 
@@ -155,7 +155,7 @@ def sharpness(
     value_and_grad = data.mean(jax.value_and_grad(loss))
     noise = vectors.normalised(vectors.draw(jax.random.normal, checks.key(key), params))
 
-    def step(number: ArrayLike, carry: Any) -> Any:
+    def step(number: jax.Array | int, carry: Any) -> Any:
         gradient, highest = carry
         # The trace of noise leads off where the gradient vanishes.
         direction = vectors.add_scaled(vectors.normalised(gradient), 1e-6, noise)

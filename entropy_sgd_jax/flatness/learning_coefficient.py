@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import chains, checks, convergence, metropolis, sgld, vectors
 from entropy_sgd_jax.flatness.curvature import Loss
 from entropy_sgd_jax.flatness.data import BatchSize
@@ -90,11 +92,11 @@ def _doubts(it: LearningCoefficient) -> Iterator[str]:
 
 def local_learning_coefficient(
     loss: Loss,
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     *,
-    inverse_temperature: Any = None,
-    scope: Any = 1.0,
+    inverse_temperature: ArrayLike | None = None,
+    scope: ArrayLike = 1.0,
     step_size: Any = None,
     method: str = "metropolis",
     precondition: bool | None = None,
@@ -102,7 +104,7 @@ def local_learning_coefficient(
     num_steps: int = 2000,
     batch_size: BatchSize | None = None,
     progress: bool | Progress = False,
-    key: Any = 0,
+    key: Key = 0,
 ) -> LearningCoefficient:
     r"""The local learning coefficient: how many parameters the minimum really uses, halved.
 
@@ -204,7 +206,9 @@ def _without_data(loss: Loss) -> Loss:
     return lambda params, batch: loss(params, None)
 
 
-def _target(params: Any, data: sgld.Minibatches, temperature: Any, scope: Any) -> chains.Target:
+def _target(
+    params: PyTree, data: sgld.Minibatches, temperature: Any, scope: ArrayLike
+) -> chains.Target:
     if temperature is None:
         temperature = n = data.total()
         if not chains.is_traced(n) and n < 2:
@@ -219,7 +223,7 @@ def _target(params: Any, data: sgld.Minibatches, temperature: Any, scope: Any) -
 
 
 def _plan(
-    params: Any,
+    params: PyTree,
     step_size: Any,
     precondition: bool | None,
     num_chains: int,

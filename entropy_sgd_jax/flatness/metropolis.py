@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import chains as chains_lib
 from entropy_sgd_jax.flatness.chains import Plan, Run, Samples, StepSize, Target, inner_products
 from entropy_sgd_jax.flatness.data import DataSet
@@ -27,10 +28,10 @@ _SHIFT = 0.05  # of the level of acceptance, at each step
 class Chain(NamedTuple):
     """One state for each chain, in the first axis."""
 
-    offset: Any  # w − w₀
+    offset: PyTree  # w − w₀
     momentum: Any  # of P^(−1/2) (w − w₀)
     loss: jax.Array  # L(w) − L(w₀)
-    gradient: Any  # ∇L(w)
+    gradient: PyTree  # ∇L(w)
     level: jax.Array  # in (−1, 1); Metropolis' ratio must exceed its size
 
 
@@ -44,7 +45,7 @@ class Tuning(NamedTuple):
 
 def sample(
     loss: Callable[[Any, Any], jax.Array],
-    params: Any,
+    params: PyTree,
     data: DataSet,
     target: Target,
     plan: Plan,
@@ -52,8 +53,8 @@ def sample(
 ) -> Run:
     """All steps of all chains."""
 
-    def evaluate_batch(params: Any, offsets: Any, batch: Any) -> Any:
-        def at(offset: Any) -> jax.Array:
+    def evaluate_batch(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
+        def at(offset: PyTree) -> jax.Array:
             return loss(chains_lib.at(params, offset), batch)
 
         return jax.vmap(jax.value_and_grad(at))(offsets)
@@ -62,7 +63,7 @@ def sample(
     propose = jax.jit(functools.partial(_propose, target, plan, key))
     conclude = jax.jit(functools.partial(_conclude, target, plan))
 
-    def step(number: Any, carry: tuple[Chain, Tuning, Samples]) -> Any:
+    def step(number: jax.Array | int, carry: tuple[Chain, Tuning, Samples]) -> Any:
         chain, tuning, samples = carry
         chain, proposal = propose(chain, tuning, number)
         value, gradient = evaluate(proposal.offset)
@@ -83,7 +84,12 @@ def sample(
 
 
 def _propose(
-    target: Target, plan: Plan, key: jax.Array, chain: Chain, tuning: Tuning, number: Any
+    target: Target,
+    plan: Plan,
+    key: jax.Array,
+    chain: Chain,
+    tuning: Tuning,
+    number: jax.Array | int,
 ) -> tuple[Chain, Chain]:
     """The chains with a new momentum, and where half a kick and a drift take them."""
     noise = chains_lib.noise(key, number, chain.offset)
@@ -132,7 +138,7 @@ def _conclude(
     proposal: Chain,
     tuning: Tuning,
     samples: Samples,
-    number: Any,
+    number: jax.Array | int,
 ) -> tuple[Chain, Tuning, Samples]:
     """The second half of the kick, Metropolis' choice, and what is found and kept of the step."""
     preconditioner = chains_lib.preconditioner(plan, target, tuning.squares)
@@ -186,7 +192,7 @@ def _tuned(
     tuning: Tuning,
     preconditioner: Any,
     acceptance: jax.Array,
-    number: Any,
+    number: jax.Array | int,
 ) -> Tuning:
     """Step size, spread and preconditioner after one more step of the burn-in."""
     change = (acceptance - _ACCEPTANCE) / jnp.sqrt(1 + number / 10)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropy_sgd_jax._langevin import langevin_step
+from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import chains as chains_lib
 from entropy_sgd_jax.flatness import vectors
 from entropy_sgd_jax.flatness.chains import Plan, Run, Samples, StepSize, Target, inner_products
@@ -27,7 +28,7 @@ _BIAS = 0.04  # of λ, by the finite step size; it is measured and subtracted
 class Chain(NamedTuple):
     """The state of all chains, and what is found in the burn-in."""
 
-    offset: Any  # w − w₀, with the chains in the first axis
+    offset: PyTree  # w − w₀, with the chains in the first axis
     step_size: StepSize
     rise: jax.Array  # means of nβ (L(w) − L(w₀)) and of ⟨P force, nβ ∇L⟩, shape (2,)
     squares: Any  # mean squares of the forces
@@ -49,11 +50,11 @@ class Minibatches(DataSet):
         sizes = self._sizes()
         mean = sum(sizes) / len(sizes)
 
-        def at_random(number: Any) -> Any:
+        def at_random(number: jax.Array | int) -> Any:
             i = jax.random.randint(jax.random.fold_in(key, number), (), 0, len(sizes))
             return jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], self._batches), sizes[i] / mean
 
-        def in_order(number: Any) -> Any:
+        def in_order(number: jax.Array | int) -> Any:
             batch = next(endless)
             return batch, self._batch_size(batch) / mean
 
@@ -76,7 +77,7 @@ class Minibatches(DataSet):
 
 def sample(
     loss: Callable[[Any, Any], jax.Array],
-    params: Any,
+    params: PyTree,
     data: Minibatches,
     target: Target,
     plan: Plan,
@@ -92,7 +93,7 @@ def sample(
     evaluate = jax.jit(functools.partial(_evaluate, loss))
     move = jax.jit(functools.partial(_move, target, plan, noise_key))
 
-    def step(number: Any, carry: tuple[Chain, Samples]) -> Any:
+    def step(number: jax.Array | int, carry: tuple[Chain, Samples]) -> Any:
         # Drawn after the step that led here, which it must not know of.
         batch, weight = draw(number)
         evaluated = evaluate(params, slope, carry[0].offset, batch, weight)
@@ -107,14 +108,14 @@ def sample(
 
 
 def _evaluate(
-    loss: Any, params: Any, slope: Any, offsets: Any, batch: Any, weight: Any
+    loss: Any, params: PyTree, slope: Any, offsets: PyTree, batch: PyTree, weight: jax.Array | float
 ) -> tuple[Any, Any, Any]:
     """Unbiased estimates of L(w) − L(w₀), of zero, and of ∇L(w), for each chain.
 
     That of zero is what the noise of the mini-batch's gradient at w₀ adds to the loss along w − w₀.
     """
 
-    def difference(offset: Any) -> Any:
+    def difference(offset: PyTree) -> Any:
         return loss(chains_lib.at(params, offset), batch) - here
 
     def weighted(estimate: jax.Array) -> jax.Array:
@@ -151,8 +152,8 @@ def _move(
     samples: Samples,
     rises: jax.Array,
     controls: jax.Array,
-    gradient: Any,
-    number: Any,
+    gradient: PyTree,
+    number: jax.Array | int,
 ) -> tuple[Chain, Samples]:
     """One Langevin step, and what is found and kept of it."""
     beta, size = target.inverse_temperature, jnp.exp(chain.step_size.log)
@@ -161,7 +162,9 @@ def _move(
     direction = jax.tree.map(jnp.multiply, scales, force)
     heat = beta * inner_products(direction, gradient)
 
-    def leaf_step(offset: Any, direction: Any, scale: Any, noise: Any) -> jax.Array:
+    def leaf_step(
+        offset: jax.Array, direction: jax.Array, scale: jax.Array, noise: jax.Array
+    ) -> jax.Array:
         noise = jnp.sqrt(scale) * noise
         still = jnp.zeros_like(offset)
         constants = {"scope": 0, "noise_scale": 2**0.5, "averaging": 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def spectral_density(
     product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
     rows = min(num_steps, count)  # all there are
 
-    def probe(number: Any) -> jax.Array:
+    def probe(number: jax.Array | int) -> jax.Array:
         start_key, restart_key = jax.random.split(keys[number])
         signs = vectors.draw(jax.random.rademacher, start_key, params)
         krylov = lanczos.start(signs, rows, restart_key)

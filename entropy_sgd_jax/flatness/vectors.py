@@ -32,12 +32,12 @@ def dtype_of(tree: PyTree) -> np.dtype[Any]:
         return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
-def arrays(params: Any) -> Any:
+def arrays(params: PyTree) -> PyTree:
     """The same tree of arrays, for parameters that may be Python floats or NumPy's."""
     return jax.tree.map(jnp.asarray, params)
 
 
-def draw(sampler: Any, key: jax.Array, like: Any) -> Any:
+def draw(sampler: Any, key: jax.Array, like: PyTree) -> PyTree:
     """Independent samples in the shapes of `like`, in at least float32; a key for each leaf.
 
     Args:
@@ -51,7 +51,7 @@ def draw(sampler: Any, key: jax.Array, like: Any) -> Any:
     return jax.tree.unflatten(treedef, samples)
 
 
-def inner_product(a: Any, b: Any) -> jax.Array:
+def inner_product(a: PyTree, b: PyTree) -> jax.Array:
     """The sum of all products, shape (); of each vector of a basis `a` with `b`, shape (rows,)."""
     wide = dtype_of((a, b))
 
@@ -64,7 +64,7 @@ def inner_product(a: Any, b: Any) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(product, a, b)), start=jnp.zeros((), wide))
 
 
-def peak(tree: Any) -> jax.Array:
+def peak(tree: PyTree) -> jax.Array:
     """The largest absolute value; shape ()."""
     wide = dtype_of(tree)
     peaks = [jnp.max(jnp.abs(leaf), initial=0).astype(wide) for leaf in jax.tree.leaves(tree)]
@@ -80,7 +80,7 @@ def binary_scale(size: jax.Array) -> jax.Array:
     return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, info.minexp, -info.minexp))
 
 
-def norm(vector: Any) -> jax.Array:
+def norm(vector: PyTree) -> jax.Array:
     """The Euclidean norm, shape (), at a scale where squares neither overflow nor underflow."""
     wide = dtype_of(vector)
     unit = binary_scale(peak(vector))
@@ -95,7 +95,7 @@ def normalised(vector: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), vector)
 
 
-def add_scaled(a: Any, scale: ArrayLike, b: Any) -> Any:
+def add_scaled(a: PyTree, scale: ArrayLike, b: PyTree) -> PyTree:
     """a + scale · b, in the dtypes of a; the product in at least float32."""
 
     def add(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -111,7 +111,7 @@ def empty_basis(size: int, like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), like)
 
 
-def combine(coefficients: jax.Array, basis: Any) -> Any:
+def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
     """Sums of the basis vectors: one for `coefficients` (rows,), a basis for (sums, rows)."""
     return jax.tree.map(
         lambda rows: jnp.tensordot(
@@ -121,7 +121,7 @@ def combine(coefficients: jax.Array, basis: Any) -> Any:
     )
 
 
-def without(vector: Any, basis: Any) -> tuple[Any, jax.Array]:
+def without(vector: PyTree, basis: PyTree) -> tuple[PyTree, jax.Array]:
     """`vector` less its part in the span of the orthonormal `basis`, and its overlaps with that."""
     coefficients = inner_product(basis, vector)
     return add_scaled(vector, -1, combine(coefficients, basis)), coefficients

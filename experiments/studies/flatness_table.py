@@ -19,6 +19,7 @@ with one_line_errors("flatness_table.py"):
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -108,7 +109,8 @@ CAPTION = (
 
 def table_of(results: dict[str, dict[str, np.ndarray]]) -> Table:
     """One row for each optimizer; mean and standard error over the seeds."""
-    table = Table(title="The valleys in which optimizers end (digits)", caption=CAPTION)
+    title = "The valleys in which optimizers end (digits)"
+    table = Table(title=title, caption=CAPTION, box=SIMPLE, padding=(0, 1, 0, 0))
     columns = {
         "training loss": ("training loss", ".1e"),
         "largest eigenvalue": ("λ max", ".3f"),
@@ -118,7 +120,7 @@ def table_of(results: dict[str, dict[str, np.ndarray]]) -> Table:
         "local energy": ("local energy", ".2f"),
         "test error": ("test error, %", ".2f"),
     }
-    table.add_column("optimizer")
+    table.add_column("optimizer", overflow="fold")
     for heading, _ in columns.values():
         table.add_column(heading, justify="right")
     for optimizer, values in results.items():

@@ -29,7 +29,7 @@ INNER_STEPS = 20  # L: gradient evaluations per update of Entropy-SGD and Entrop
 ONE_LOOP = {"schedule": "cosine"}
 TWO_LOOPS = {"inner_schedule": "cosine", "reset_inner_state": False}
 
-# Each is a recipe in `contestants.py`, and what is not tuned.
+# Each is a recipe in `harness.contestants`, and what is not tuned.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Nesterov SGD": ("sgd", ONE_LOOP),
     "Adam": ("adam", ONE_LOOP),

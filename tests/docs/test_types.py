@@ -39,6 +39,7 @@ STRICT_PAGE = STRICT + "".join(
         "reportUnknownParameterType",
         "reportUnknownVariableType",
         "reportUnusedImport",
+        "reportUnusedVariable",
     )
 )
 MYPY = [

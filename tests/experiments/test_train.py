@@ -354,7 +354,9 @@ def test_the_flags_of_an_optimizer_are_what_it_reads(optimizer):
 
 @pytest.mark.parametrize("workload", workloads.NAMES)
 def test_the_flags_of_a_workload_are_what_it_reads(workload, data, monkeypatch):
-    monkeypatch.setattr("workloads.allcnn.whiten", lambda dataset: dataset)  # it takes long
+    monkeypatch.setattr(
+        "experiments.workloads.allcnn.whiten", lambda dataset: dataset
+    )  # it takes long
     reads, task = Reads(Settings(width=8, layers=1, length=5)), workloads.get(workload)
     text = "warpeace_input.txt"
     dataset, classes = task.load(workloads.Request(str(data), text, None, reads))

@@ -1,0 +1,68 @@
+"""Fragments of the parameters that are synchronised in turn."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+import jax
+import numpy as np
+import optax
+
+from entropy_sgd_jax import _checks
+from entropy_sgd_jax._typing import EntropicTransformation, PyTree
+
+Fragments: TypeAlias = PyTree | Callable[[PyTree], PyTree]  # ints like params, or how to get them
+
+_ADVICE = (
+    "Number the fragments of the parameters from 0, for example by layer: jax.tree.map over "
+    "`params`, or a function that does it."
+)
+
+
+def in_turn(
+    make: Callable[[int], EntropicTransformation],
+    fragments: Fragments,
+    inner_steps: int,
+    offset: int,
+    streaming: bool,
+) -> EntropicTransformation:
+    """An optimizer for each fragment, as `make` builds it from its offset."""
+    if not streaming:
+        advice = "Pass streaming=True."
+        raise _checks.error("fragments", "None without streaming=True", repr(fragments), advice)
+    if not callable(fragments):
+        _count(fragments, inner_steps)
+    made = functools.cache(make)
+
+    def optimizer(params: PyTree) -> optax.GradientTransformationExtraArgs:
+        labels = fragments(params) if callable(fragments) else fragments
+        count = _count(labels, inner_steps)
+        offsets = [(offset + p * inner_steps // count) % inner_steps for p in range(count)]
+        partition = getattr(optax, "partition", None) or optax.multi_transform
+        return partition({p: made(k) for p, k in enumerate(offsets)}, labels)
+
+    def init(params: PyTree) -> Any:
+        return optimizer(params).init(params)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> Any:
+        return optimizer(params).update(updates, state, params, **extra)
+
+    return cast(EntropicTransformation, optax.GradientTransformationExtraArgs(init, update))
+
+
+def _count(labels: PyTree, inner_steps: int) -> int:
+    """P; raises ValueError unless the labels are 0 … P − 1, and P divides L."""
+    found = set(jax.tree.leaves(labels))
+    whole = all(isinstance(label, int | np.integer) for label in found)
+    if not found or not whole or found != set(range(len(found))):
+        raise _checks.error("fragments", "a tree of the ints 0 … P − 1", repr(found), _ADVICE)
+    if inner_steps % len(found):
+        raise _checks.error(
+            "fragments",
+            f"as many as divide `inner_steps`, {inner_steps}",
+            f"{len(found)} of them",
+            "They are synchronised in turn, inner_steps / P gradients apart.",
+        )
+    return len(found)
