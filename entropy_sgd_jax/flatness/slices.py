@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _protocol
 from entropy_sgd_jax._typing import PyTree
@@ -156,7 +157,7 @@ def _difference(name: str, other: PyTree, first: PyTree) -> tuple[PyTree, PyTree
     return first, vectors.add_scaled(wide, -1, first)
 
 
-def _require_apart(name: str, distance: jax.Array, size: Any, of: str) -> None:
+def _require_apart(name: str, distance: jax.Array, size: ArrayLike, of: str) -> None:
     """Raises ValueError where the distance, if it is known, is no more than rounding."""
     if isinstance(distance, jax.core.Tracer):
         return
@@ -172,14 +173,17 @@ def _losses(
 ) -> jax.Array:
     """The mean loss at `origin` plus each row of `steps` times the directions; one pass."""
 
-    def losses(origin: PyTree, directions: list[PyTree], steps: Any, batch: PyTree) -> Any:
-        def at(step: jax.Array) -> Any:
+    def losses(
+        origin: PyTree, directions: list[PyTree], steps: jax.Array, batch: PyTree
+    ) -> jax.Array:
+        def at(step: jax.Array) -> jax.Array:
             moved = origin
             for i, direction in enumerate(directions):
                 moved = vectors.add_scaled(moved, step[i], direction)
             return loss(moved, batch)
 
-        return lax.map(at, steps)
+        values: jax.Array = lax.map(at, steps)
+        return values
 
     mean: jax.Array = data.mean(losses)(origin, directions, steps)
     return mean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,13 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _checks
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import checks, estimates, vectors
 from entropy_sgd_jax.flatness.curvature import Loss, operator
 from entropy_sgd_jax.flatness.data import BatchSize, DataSet
 from entropy_sgd_jax.flatness.estimates import Estimate
 
-Product = Callable[[Any], Any]
+Product = Callable[[PyTree], PyTree]
 
 _FEWEST = 4  # products from which XTrace has two estimates to compare
 # Its estimates share all images but two, and vary less than the error of their mean would have it:
@@ -83,7 +82,8 @@ def hessian_trace(
     count, params = checks.params(params), vectors.arrays(params)
     advice = "Error bars need at least 2, or 4 with 'xtrace'; 32 is the default."
     num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), advice)
-    _METHOD("method", method)
+    advice = "'hutchinson' needs the least memory."
+    checks.choice("method", method, ("xtrace", "hutchinson"), advice)
     data, key = DataSet(batches, batch_size), checks.key(key)
     product = operator(loss, params, data)
     if method == "hutchinson":
@@ -95,11 +95,8 @@ def hessian_trace(
     return _xtrace(data, product, params, jax.random.split(key, num_probes // 2), count)
 
 
-_METHOD = _checks.choice("'hutchinson' needs the least memory.", ("xtrace", "hutchinson"))
-
-
-def _hutchinson(data: DataSet, product: Product, params: Any, keys: jax.Array) -> Estimate:
-    def probe(number: Any) -> jax.Array:
+def _hutchinson(data: DataSet, product: Product, params: PyTree, keys: jax.Array) -> Estimate:
+    def probe(number: jax.Array | int) -> jax.Array:
         signs = vectors.draw(jax.random.rademacher, keys[number], params)
         return vectors.inner_product(signs, product(signs))
 
@@ -107,11 +104,11 @@ def _hutchinson(data: DataSet, product: Product, params: Any, keys: jax.Array) -
     return estimates.of_samples(data.samples(len(keys), probe, like))
 
 
-def _sum_of_diagonal(data: DataSet, product: Product, params: Any, count: int) -> Estimate:
+def _sum_of_diagonal(data: DataSet, product: Product, params: PyTree, count: int) -> Estimate:
     dtype = vectors.dtype_of(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
-    def entry(number: Any) -> jax.Array:
+    def entry(number: jax.Array | int) -> jax.Array:
         unit_vector = unravel(jax.nn.one_hot(number, count, dtype=dtype))
         return vectors.inner_product(unit_vector, product(unit_vector))
 
@@ -126,24 +123,26 @@ class _Sketch(NamedTuple):
     """
 
     unit: jax.Array  # a power of two; 0 as long as it is not known
-    basis: Any  # of the q; zero where an image brings nothing new
+    basis: PyTree  # of the q; zero where an image brings nothing new
     coordinates: jax.Array  # lower triangular, shape (k, k)
     forms: jax.Array  # ω · A ω, shape (k,)
 
 
-def _xtrace(data: DataSet, product: Product, params: Any, keys: jax.Array, count: int) -> Estimate:
+def _xtrace(
+    data: DataSet, product: Product, params: PyTree, keys: jax.Array, count: int
+) -> Estimate:
     """From a product with each random vector, and one with each vector of their images' basis."""
     size, dtype = len(keys), vectors.dtype_of(params)
 
-    def draw(key: jax.Array) -> Any:
+    def draw(key: jax.Array) -> PyTree:
         return vectors.draw(jax.random.normal, key, params)
 
-    def step(number: Any, sketch: _Sketch) -> _Sketch:
+    def step(number: jax.Array | int, sketch: _Sketch) -> _Sketch:
         probe = draw(keys[number])
         added: _Sketch = _add(sketch, number, probe, product(probe))
         return added
 
-    def row(number: Any) -> jax.Array:
+    def row(number: jax.Array | int) -> jax.Array:
         vector, peak = _row(sketch.basis, number)
         return vectors.inner_product(sketch.basis, product(vector)) / sketch.unit * peak
 
@@ -171,7 +170,7 @@ def _xtrace(data: DataSet, product: Product, params: Any, keys: jax.Array, count
 
 
 @jax.jit
-def _add(sketch: _Sketch, number: ArrayLike, probe: Any, image: Any) -> _Sketch:
+def _add(sketch: _Sketch, number: ArrayLike, probe: PyTree, image: PyTree) -> _Sketch:
     """Adds to the basis what is new in the image of a random vector."""
     unit = jnp.where(sketch.unit > 0, sketch.unit, vectors.binary_scale(vectors.peak(image)))
     image = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), image)
@@ -196,7 +195,7 @@ def _add(sketch: _Sketch, number: ArrayLike, probe: Any, image: Any) -> _Sketch:
 
 
 @jax.jit
-def _row(basis: Any, number: ArrayLike) -> tuple[Any, jax.Array]:
+def _row(basis: PyTree, number: ArrayLike) -> tuple[PyTree, jax.Array]:
     """A vector of the basis, its largest value about 1 for the product's sake, and its scale."""
     vector = jax.tree.map(lambda rows: rows[number], basis)
     peak = vectors.binary_scale(vectors.peak(vector))
