@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness.curvature import Loss
-from entropy_sgd_jax.flatness.data import BatchSize
-from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
-from entropy_sgd_jax.flatness.slices import loss_on_line, loss_on_plane
+from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._data import BatchSize
+from entropy_sgd_jax.flatness._figures import BLUE, INK, new_figure
+from entropy_sgd_jax.flatness._slices import loss_on_line, loss_on_plane
 
 
 def slice_between(

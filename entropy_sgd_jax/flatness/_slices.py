@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _protocol
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import checks, vectors
-from entropy_sgd_jax.flatness.curvature import Loss
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
+from entropy_sgd_jax.flatness import _checks, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 
 
 class LossLine(NamedTuple):
@@ -73,7 +73,7 @@ def loss_on_line(
     """
     points = _points(points)
     first, along = _difference("second", second, first)
-    distance = vectors.norm(along)
+    distance = _vectors.norm(along)
     _require_apart("second", distance, 0, "`first`")
     steps = jnp.linspace(-0.5, 1.5, points, dtype=distance.dtype)
     data = DataSet(batches, batch_size, single_pass=True)
@@ -124,14 +124,14 @@ def loss_on_plane(
     points = _points(points)
     first, along = _difference("second", second, first)
     _, across = _difference("third", third, first)
-    width, reach = vectors.norm(along), vectors.norm(across)
+    width, reach = _vectors.norm(along), _vectors.norm(across)
     _require_apart("second", width, 0, "`first`")
-    along = vectors.normalised(along)
-    shift = vectors.inner_product(along, across)
-    across = vectors.add_scaled(across, -shift, along)
-    height = vectors.norm(across)
+    along = _vectors.normalised(along)
+    shift = _vectors.inner_product(along, across)
+    across = _vectors.add_scaled(across, -shift, along)
+    height = _vectors.norm(across)
     _require_apart("third", height, reach, "the line through `first` and `second`")
-    across = vectors.normalised(across)
+    across = _vectors.normalised(across)
 
     zero = jnp.zeros_like(width)
     places = jnp.array([[zero, zero], [width, zero], [shift, height]])
@@ -145,16 +145,16 @@ def loss_on_plane(
 
 
 def _points(points: Any) -> int:
-    return checks.integer("points", points, 2, float("inf"), "25 to 41 is usual.")
+    return _checks.integer("points", points, 2, float("inf"), "25 to 41 is usual.")
 
 
 def _difference(name: str, other: PyTree, first: PyTree) -> tuple[PyTree, PyTree]:
     """The first solution, and the way from there to the other, as arrays."""
-    checks.params(first)
+    _checks.params(first)
     _protocol.same_tree(name, other, first, "Pass parameters of the same model.")
-    first, other = vectors.arrays(first), vectors.arrays(other)
-    wide = jax.tree.map(lambda leaf: leaf.astype(vectors.dtype_of(leaf)), other)
-    return first, vectors.add_scaled(wide, -1, first)
+    first, other = _vectors.arrays(first), _vectors.arrays(other)
+    wide = jax.tree.map(lambda leaf: leaf.astype(_vectors.dtype_of(leaf)), other)
+    return first, _vectors.add_scaled(wide, -1, first)
 
 
 def _require_apart(name: str, distance: jax.Array, size: ArrayLike, of: str) -> None:
@@ -179,7 +179,7 @@ def _losses(
         def at(step: jax.Array) -> jax.Array:
             moved = origin
             for i, direction in enumerate(directions):
-                moved = vectors.add_scaled(moved, step[i], direction)
+                moved = _vectors.add_scaled(moved, step[i], direction)
             return loss(moved, batch)
 
         values: jax.Array = lax.map(at, steps)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import checks, estimates, lanczos, vectors
-from entropy_sgd_jax.flatness.curvature import Loss, operator
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.estimates import Estimate
+from entropy_sgd_jax.flatness import _checks, _estimates, _lanczos, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
+from entropy_sgd_jax.flatness._estimates import Estimate
 
 _PROBES = "Error bars fall with its square root, and need at least 2."
 
@@ -45,7 +45,7 @@ class SpectralDensity(NamedTuple):
         """
         values = jnp.asarray(function(self.nodes), self.weights.dtype)
         sums = jnp.einsum("pm,pm...->p...", self.weights, values, precision="highest")
-        return estimates.of_samples(sums)
+        return _estimates.of_samples(sums)
 
     def density(self, grid: ArrayLike, width: ArrayLike) -> jax.Array:
         """Mean over the probes of the density, smoothed by a Gaussian kernel.
@@ -62,7 +62,7 @@ class SpectralDensity(NamedTuple):
     def density_estimate(self, grid: ArrayLike, width: ArrayLike) -> Estimate:
         """``density``, with its standard error over the probes."""
         advice = "A hundredth of the range of `grid` is a start."
-        width = checks.positive("width", width, advice, self.nodes.dtype)
+        width = _checks.positive("width", width, advice, self.nodes.dtype)
         grid = jnp.asarray(grid, self.nodes.dtype)
 
         def kernel(nodes: jax.Array) -> jax.Array:
@@ -125,24 +125,24 @@ def spectral_density(
       Ghorbani, Krishnan and Xiao, "An investigation into neural net optimization via Hessian
       eigenvalue density", ICML 2019, for networks.
     """
-    count, params = checks.params(params), vectors.arrays(params)
-    num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
+    count, params = _checks.params(params), _vectors.arrays(params)
+    num_probes = _checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     advice = "50 to 100 shows the bulk and the outliers of a network."
-    num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
+    num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
-    product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
+    product, keys = operator(loss, params, data), jax.random.split(_checks.key(key), num_probes)
     rows = min(num_steps, count)  # all there are
 
     def probe(number: jax.Array | int) -> jax.Array:
         start_key, restart_key = jax.random.split(keys[number])
-        signs = vectors.draw(jax.random.rademacher, start_key, params)
-        krylov = lanczos.start(signs, rows, restart_key)
-        krylov = lanczos.extend(data, product, krylov, -1, rows)
+        signs = _vectors.draw(jax.random.rademacher, start_key, params)
+        krylov = _lanczos.start(signs, rows, restart_key)
+        krylov = _lanczos.extend(data, product, krylov, -1, rows)
         nodes, rotation = jnp.linalg.eigh(krylov.projected)
         return jnp.pad(
             jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
         )
 
-    like = jnp.zeros((2, num_steps), vectors.dtype_of(params))
+    like = jnp.zeros((2, num_steps), _vectors.dtype_of(params))
     rules = data.samples(num_probes, probe, like)
     return SpectralDensity(nodes=rules[:, 0], weights=rules[:, 1])

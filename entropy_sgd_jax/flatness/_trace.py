@@ -12,10 +12,10 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import checks, estimates, vectors
-from entropy_sgd_jax.flatness.curvature import Loss, operator
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.estimates import Estimate
+from entropy_sgd_jax.flatness import _checks, _estimates, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
+from entropy_sgd_jax.flatness._estimates import Estimate
 
 Product = Callable[[PyTree], PyTree]
 
@@ -79,12 +79,12 @@ def hessian_trace(
       Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian
       smoothing splines", Communications in Statistics 18, 1989.
     """
-    count, params = checks.params(params), vectors.arrays(params)
+    count, params = _checks.params(params), _vectors.arrays(params)
     advice = "Error bars need at least 2, or 4 with 'xtrace'; 32 is the default."
-    num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), advice)
+    num_probes = _checks.integer("num_probes", num_probes, 1, float("inf"), advice)
     advice = "'hutchinson' needs the least memory."
-    checks.choice("method", method, ("xtrace", "hutchinson"), advice)
-    data, key = DataSet(batches, batch_size), checks.key(key)
+    _checks.choice("method", method, ("xtrace", "hutchinson"), advice)
+    data, key = DataSet(batches, batch_size), _checks.key(key)
     product = operator(loss, params, data)
     if method == "hutchinson":
         return _hutchinson(data, product, params, jax.random.split(key, num_probes))
@@ -97,20 +97,20 @@ def hessian_trace(
 
 def _hutchinson(data: DataSet, product: Product, params: PyTree, keys: jax.Array) -> Estimate:
     def probe(number: jax.Array | int) -> jax.Array:
-        signs = vectors.draw(jax.random.rademacher, keys[number], params)
-        return vectors.inner_product(signs, product(signs))
+        signs = _vectors.draw(jax.random.rademacher, keys[number], params)
+        return _vectors.inner_product(signs, product(signs))
 
-    like = jnp.zeros((), vectors.dtype_of(params))
-    return estimates.of_samples(data.samples(len(keys), probe, like))
+    like = jnp.zeros((), _vectors.dtype_of(params))
+    return _estimates.of_samples(data.samples(len(keys), probe, like))
 
 
 def _sum_of_diagonal(data: DataSet, product: Product, params: PyTree, count: int) -> Estimate:
-    dtype = vectors.dtype_of(params)
+    dtype = _vectors.dtype_of(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
     def entry(number: jax.Array | int) -> jax.Array:
         unit_vector = unravel(jax.nn.one_hot(number, count, dtype=dtype))
-        return vectors.inner_product(unit_vector, product(unit_vector))
+        return _vectors.inner_product(unit_vector, product(unit_vector))
 
     diagonal = data.samples(count, entry, jnp.zeros((), dtype))
     return Estimate(diagonal.sum(), jnp.zeros((), dtype))
@@ -132,10 +132,10 @@ def _xtrace(
     data: DataSet, product: Product, params: PyTree, keys: jax.Array, count: int
 ) -> Estimate:
     """From a product with each random vector, and one with each vector of their images' basis."""
-    size, dtype = len(keys), vectors.dtype_of(params)
+    size, dtype = len(keys), _vectors.dtype_of(params)
 
     def draw(key: jax.Array) -> PyTree:
-        return vectors.draw(jax.random.normal, key, params)
+        return _vectors.draw(jax.random.normal, key, params)
 
     def step(number: jax.Array | int, sketch: _Sketch) -> _Sketch:
         probe = draw(keys[number])
@@ -144,12 +144,12 @@ def _xtrace(
 
     def row(number: jax.Array | int) -> jax.Array:
         vector, peak = _row(sketch.basis, number)
-        return vectors.inner_product(sketch.basis, product(vector)) / sketch.unit * peak
+        return _vectors.inner_product(sketch.basis, product(vector)) / sketch.unit * peak
 
     like = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     empty = _Sketch(
         unit=jnp.zeros((), dtype),
-        basis=vectors.empty_basis(size, like),
+        basis=_vectors.empty_basis(size, like),
         coordinates=jnp.zeros((size, size), dtype),
         forms=jnp.zeros(size, dtype),
     )
@@ -160,7 +160,7 @@ def _xtrace(
     def estimate(sketch: _Sketch, compressed: jax.Array) -> Estimate:
         def against(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             probe = draw(key)  # once more, which takes no memory
-            return vectors.inner_product(sketch.basis, probe), vectors.inner_product(probe, probe)
+            return _vectors.inner_product(sketch.basis, probe), _vectors.inner_product(probe, probe)
 
         overlaps, squares = lax.map(against, keys)
         return _estimate(sketch, compressed, overlaps, squares, count)
@@ -172,25 +172,25 @@ def _xtrace(
 @jax.jit
 def _add(sketch: _Sketch, number: ArrayLike, probe: PyTree, image: PyTree) -> _Sketch:
     """Adds to the basis what is new in the image of a random vector."""
-    unit = jnp.where(sketch.unit > 0, sketch.unit, vectors.binary_scale(vectors.peak(image)))
+    unit = jnp.where(sketch.unit > 0, sketch.unit, _vectors.binary_scale(_vectors.peak(image)))
     image = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), image)
     coordinates, new = jnp.zeros_like(sketch.forms), image
     for _ in range(2):  # is enough to be orthogonal up to rounding
-        new, overlaps = vectors.without(new, sketch.basis)
+        new, overlaps = _vectors.without(new, sketch.basis)
         coordinates += overlaps
-    length = vectors.norm(new)
-    rounding = length <= 10 * jnp.finfo(length.dtype).eps * vectors.norm(image)
+    length = _vectors.norm(new)
+    rounding = length <= 10 * jnp.finfo(length.dtype).eps * _vectors.norm(image)
     length = jnp.where(rounding, 0, length)
     basis = jax.tree.map(
         lambda rows, leaf: rows.at[number].set(jnp.where(rounding, 0, leaf).astype(rows.dtype)),
         sketch.basis,
-        vectors.normalised(new),
+        _vectors.normalised(new),
     )
     return _Sketch(
         unit=unit,
         basis=basis,
         coordinates=sketch.coordinates.at[number].set(coordinates.at[number].set(length)),
-        forms=sketch.forms.at[number].set(vectors.inner_product(probe, image)),
+        forms=sketch.forms.at[number].set(_vectors.inner_product(probe, image)),
     )
 
 
@@ -198,7 +198,7 @@ def _add(sketch: _Sketch, number: ArrayLike, probe: PyTree, image: PyTree) -> _S
 def _row(basis: PyTree, number: ArrayLike) -> tuple[PyTree, jax.Array]:
     """A vector of the basis, its largest value about 1 for the product's sake, and its scale."""
     vector = jax.tree.map(lambda rows: rows[number], basis)
-    peak = vectors.binary_scale(vectors.peak(vector))
+    peak = _vectors.binary_scale(_vectors.peak(vector))
     return jax.tree.map(lambda leaf: leaf / peak.astype(leaf.dtype), vector), peak
 
 
@@ -223,7 +223,7 @@ def _estimate(
     forms += _rowwise(kept, _matmul(kept, compressed))
     rest = (count - len(squares) + 1) * forms / (squares - _rowwise(kept, kept))
     inside = jnp.trace(compressed) - _rowwise(left_out, _matmul(left_out, compressed))
-    value, spread = estimates.of_samples(inside + rest)
+    value, spread = _estimates.of_samples(inside + rest)
     rounding = jnp.finfo(value.dtype).eps * jnp.abs(jnp.diagonal(compressed)).sum()
     error = jnp.hypot(_SHARED * spread, rounding)
     return Estimate(sketch.unit * value, sketch.unit * error)
