@@ -481,12 +481,12 @@ import jax, jax.numpy as jnp, numpy as np
 # Programs that wait for each other's devices starve where cores are fewer than devices.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from entropy_sgd_jax.flatness import chains, local_learning_coefficient
+from entropy_sgd_jax.flatness import _chains, local_learning_coefficient
 
 mesh = Mesh(np.array(jax.devices()), ("d",))
 split = NamedSharding(mesh, P(None, "d"))
 params = jnp.zeros((16, 4096))
-start = chains.zeros(jax.device_put(params, split), 8)
+start = _chains.zeros(jax.device_put(params, split), 8)
 assert start.addressable_shards[0].data.shape == (8, 16, 1024)
 
 def run(params, method):
