@@ -326,6 +326,15 @@ for data in (batches, list(batches)):
         "a": True, "b": True}
 
 @jax.jit
+def trace(params, batches):
+    return flatness.hessian_trace(loss, params, batches, num_probes=16)
+
+whole, parts = (trace.lower(p, batches).compile() for p in (params, sharded))
+sizes = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]
+assert sizes[1] < 0.5 * sizes[0] and "all-gather(" not in parts.as_text(), sizes
+np.testing.assert_allclose(parts(sharded, batches), whole(params, batches), rtol=1e-3)
+
+@jax.jit
 def top(params, batches):
     return flatness.top_eigenvalues(loss, params, batches, 3, return_eigenvectors=True)
 
