@@ -37,26 +37,27 @@ matrix. The spectrum of one layer is that of a loss which closes over the others
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from entropy_sgd_jax.flatness import checks
-from entropy_sgd_jax.flatness.curvature import (
+from entropy_sgd_jax.flatness import _checks
+from entropy_sgd_jax.flatness._curvature import (
     GaussNewton,
     gauss_newton_vector_product,
     hessian_vector_product,
 )
-from entropy_sgd_jax.flatness.entropy import local_entropy
-from entropy_sgd_jax.flatness.estimates import Estimate
-from entropy_sgd_jax.flatness.exact import exact_spectrum
-from entropy_sgd_jax.flatness.landscape import local_energy, sharpness
-from entropy_sgd_jax.flatness.learning_coefficient import (
+from entropy_sgd_jax.flatness._entropy import local_entropy
+from entropy_sgd_jax.flatness._estimates import Estimate
+from entropy_sgd_jax.flatness._exact import exact_spectrum
+from entropy_sgd_jax.flatness._landscape import local_energy, sharpness
+from entropy_sgd_jax.flatness._learning_coefficient import (
     LearningCoefficient,
     local_learning_coefficient,
 )
-from entropy_sgd_jax.flatness.spectrum import (
+from entropy_sgd_jax.flatness._slices import LossLine, LossPlane, loss_on_line, loss_on_plane
+from entropy_sgd_jax.flatness._spectrum import (
     SpectralDensity,
-    hessian_trace,
     spectral_density,
 )
-from entropy_sgd_jax.flatness.top import top_eigenvalues
+from entropy_sgd_jax.flatness._top import top_eigenvalues
+from entropy_sgd_jax.flatness._trace import hessian_trace
 
 if TYPE_CHECKING:
     from entropy_sgd_jax.flatness import plots as plots
@@ -65,6 +66,8 @@ __all__ = [
     "Estimate",
     "GaussNewton",
     "LearningCoefficient",
+    "LossLine",
+    "LossPlane",
     "SpectralDensity",
     "exact_spectrum",
     "gauss_newton_vector_product",
@@ -73,6 +76,8 @@ __all__ = [
     "local_energy",
     "local_entropy",
     "local_learning_coefficient",
+    "loss_on_line",
+    "loss_on_plane",
     "sharpness",
     "spectral_density",
     "top_eigenvalues",
@@ -81,6 +86,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "plots":
-        with checks.extra("plots"):
+        with _checks.extra("plots"):
             return importlib.import_module("entropy_sgd_jax.flatness.plots")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

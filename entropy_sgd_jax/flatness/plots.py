@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from entropy_sgd_jax.flatness.estimates import Estimate
-from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
-from entropy_sgd_jax.flatness.slices import plane_through, slice_between
-from entropy_sgd_jax.flatness.spectrum import SpectralDensity
-from entropy_sgd_jax.flatness.traces import learning_coefficients, traces
+from entropy_sgd_jax.flatness._chain_figures import learning_coefficients, traces
+from entropy_sgd_jax.flatness._estimates import Estimate
+from entropy_sgd_jax.flatness._figures import BLUE, INK, new_figure
+from entropy_sgd_jax.flatness._slice_figures import plane_through, slice_between
+from entropy_sgd_jax.flatness._spectrum import SpectralDensity
 
 __all__ = [
     "density",

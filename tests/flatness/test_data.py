@@ -99,7 +99,10 @@ def test_a_key_in_the_batch_is_not_its_size() -> None:
 ALL = {
     "exact_spectrum": lambda p, b: flatness.exact_spectrum(LOSS, p, b),
     "top_eigenvalues": lambda p, b: flatness.top_eigenvalues(LOSS, p, b, 2),
-    "hessian_trace": lambda p, b: flatness.hessian_trace(LOSS, p, b, num_probes=3),
+    "hessian_trace": lambda p, b: flatness.hessian_trace(LOSS, p, b, num_probes=6),
+    "hutchinson": lambda p, b: flatness.hessian_trace(
+        LOSS, p, b, num_probes=3, method="hutchinson"
+    ),
     "spectral_density": lambda p, b: flatness.spectral_density(
         LOSS, p, b, num_probes=2, num_steps=5
     ).density(jnp.linspace(-0.1, 0.3, 5), 0.1),
@@ -174,6 +177,10 @@ def test_iterators_are_refused_where_they_would_be_spent() -> None:
         (
             lambda: flatness.hessian_trace(LOSS, NET.params, NET.batches, num_probes=0),
             r"`num_probes` must be an integer >= 1; got 0\. Error bars",
+        ),
+        (
+            lambda: flatness.hessian_trace(LOSS, NET.params, NET.batches, method="hutch++"),
+            r"`method` must be 'xtrace' or 'hutchinson'; got 'hutch\+\+'",
         ),
         (
             lambda: flatness.local_energy(LOSS, NET.params, NET.batches, -0.1),
@@ -317,6 +324,15 @@ for data in (batches, list(batches)):
     product = flatness.hessian_vector_product(loss, sharded, sharded, data)
     assert jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), product, split) == {
         "a": True, "b": True}
+
+@jax.jit
+def trace(params, batches):
+    return flatness.hessian_trace(loss, params, batches, num_probes=16)
+
+whole, parts = (trace.lower(p, batches).compile() for p in (params, sharded))
+sizes = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]
+assert sizes[1] < 0.5 * sizes[0] and "all-gather(" not in parts.as_text(), sizes
+np.testing.assert_allclose(parts(sharded, batches), whole(params, batches), rtol=1e-3)
 
 @jax.jit
 def top(params, batches):

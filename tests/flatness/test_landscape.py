@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from entropy_sgd_jax import flatness
-from entropy_sgd_jax.flatness.data import DataSet
-from entropy_sgd_jax.flatness.entropy import integrate
+from entropy_sgd_jax.flatness._data import DataSet
+from entropy_sgd_jax.flatness._entropy import integrate
 from tests.core.helpers import double_precision
 from tests.flatness.cases import network, plain, rotated
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from entropy_sgd_jax import flatness
-from entropy_sgd_jax.flatness import convergence
+from entropy_sgd_jax.flatness import _convergence
 from entropy_sgd_jax.flatness import local_learning_coefficient as coefficient
 from tests.core.helpers import double_precision
 from tests.flatness.learning_coefficient_cases import (
@@ -333,12 +333,12 @@ def test_the_error_counts_what_chains_have_in_common_and_where_they_differ() -> 
     for i in range(1, shape[2]):
         noise = rng.normal(size=shape[:2])
         series[..., i] = memory * series[..., i - 1] + np.sqrt(1 - memory**2) * noise
-    errors = jax.vmap(convergence.standard_error)(jnp.asarray(series))
+    errors = jax.vmap(_convergence.standard_error)(jnp.asarray(series))
     exact = np.sqrt((1 + memory) / (1 - memory) / (8 * 1000))
     np.testing.assert_allclose(errors.mean(), exact, rtol=0.1)
     apart = series[0] + 5 * np.arange(8)[:, None]
-    assert convergence.standard_error(apart) > 0.8 * 5 * np.arange(8).std(ddof=1) / 8**0.5
-    assert convergence.standard_error(np.ones((4, 10))) == 0
+    assert _convergence.standard_error(apart) > 0.8 * 5 * np.arange(8).std(ddof=1) / 8**0.5
+    assert _convergence.standard_error(np.ones((4, 10))) == 0
 
 
 def test_r_hat_and_drift_are_as_defined() -> None:
@@ -347,13 +347,13 @@ def test_r_hat_and_drift_are_as_defined() -> None:
     halves = np.concatenate([samples[:, :50], samples[:, 50:100]])
     within, between = halves.var(axis=1, ddof=1).mean(), 50 * halves.mean(axis=1).var(ddof=1)
     expected = np.sqrt((49 / 50 * within + between / 50) / within)
-    np.testing.assert_allclose(convergence.split_r_hat(samples), expected, rtol=1e-5)
+    np.testing.assert_allclose(_convergence.split_r_hat(samples), expected, rtol=1e-5)
     rise = samples[:, 50:100].mean(1) - samples[:, :50].mean(1)
     expected = rise.mean() / (rise.std(ddof=1) / 2)
-    np.testing.assert_allclose(convergence.drift(samples), expected, rtol=1e-4)
+    np.testing.assert_allclose(_convergence.drift(samples), expected, rtol=1e-4)
     still = np.ones((4, 10))
-    assert convergence.split_r_hat(still) == 1
-    assert convergence.drift(still) == 0
+    assert _convergence.split_r_hat(still) == 1
+    assert _convergence.drift(still) == 0
 
 
 def sloped(params: Any, batch: Any) -> jax.Array:
@@ -481,12 +481,12 @@ import jax, jax.numpy as jnp, numpy as np
 # Programs that wait for each other's devices starve where cores are fewer than devices.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from entropy_sgd_jax.flatness import chains, local_learning_coefficient
+from entropy_sgd_jax.flatness import _chains, local_learning_coefficient
 
 mesh = Mesh(np.array(jax.devices()), ("d",))
 split = NamedSharding(mesh, P(None, "d"))
 params = jnp.zeros((16, 4096))
-start = chains.zeros(jax.device_put(params, split), 8)
+start = _chains.zeros(jax.device_put(params, split), 8)
 assert start.addressable_shards[0].data.shape == (8, 16, 1024)
 
 def run(params, method):

@@ -83,6 +83,15 @@ def test_line_meets_both_solutions() -> None:
         np.testing.assert_allclose(line.get_ydata()[place], loss(params, NET.whole), rtol=1e-5)
 
 
+def test_plane_shows_the_logarithm_of_its_losses() -> None:
+    plane = flatness.loss_on_plane(plain(NET.loss), NET.params, OTHER, THIRD, NET.batches, points=4)
+    axes = DRAWN["plane"]().axes[0]
+    markers = np.array([line.get_xydata()[0] for line in axes.lines])
+    np.testing.assert_allclose(markers, plane.places, rtol=1e-6)
+    low, high = axes.collections[0].get_clim()
+    assert low <= np.log10(plane.losses).min() < np.log10(plane.losses).max() <= high
+
+
 def test_negative_local_entropy_of_a_parabola() -> None:
     """−log ⟨exp(−x′²)⟩ over x′ ~ N(x, 1/γ): x² / (1 + 2/γ) + ½ log(1 + 2/γ)."""
     _, sharp, wide = plots.valleys(lambda x: 1000 + x**2, scopes=(1e4, 1.0)).axes[0].lines

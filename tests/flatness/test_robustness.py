@@ -65,7 +65,10 @@ ALL = {
     "product": lambda f, p, b, **k: flatness.hessian_vector_product(f, p, p, b, **k),
     "exact": flatness.exact_spectrum,
     "top": lambda f, p, b, **k: flatness.top_eigenvalues(f, p, b, 1, **k),
-    "trace": lambda f, p, b, **k: flatness.hessian_trace(f, p, b, num_probes=2, **k),
+    "trace": lambda f, p, b, **k: flatness.hessian_trace(f, p, b, num_probes=6, **k),
+    "hutchinson": lambda f, p, b, **k: flatness.hessian_trace(
+        f, p, b, num_probes=2, method="hutchinson", **k
+    ),
     "density": lambda f, p, b, **k: flatness.spectral_density(
         f, p, b, num_probes=2, num_steps=3, **k
     ).density(np.linspace(-1, 3, 5), 0.5),

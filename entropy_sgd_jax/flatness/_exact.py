@@ -14,10 +14,10 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import checks, vectors
-from entropy_sgd_jax.flatness.curvature import Loss, operator
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.progress import Progress, tracked
+from entropy_sgd_jax.flatness import _checks, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
+from entropy_sgd_jax.flatness._progress import Progress, tracked
 
 _COPIES = 5  # of the matrix: itself, what the eigensolver overwrites, and its workspace
 _ROWS_ON_CPU = 32_766  # beyond, the size of that workspace overflows LAPACK's integers
@@ -66,11 +66,11 @@ def exact_spectrum(
     >>> print(exact_spectrum(loss, jnp.ones(2), jnp.array([[1.0, 2.0], [3.0, 4.0]])))
     [-2.  5.]
     """
-    count, params = checks.params(params), vectors.arrays(params)
+    count, params = _checks.params(params), _vectors.arrays(params)
     data = DataSet(batches, batch_size)
-    dtype = vectors.dtype_of(params)
+    dtype = _vectors.dtype_of(params)
     gibibytes = _COPIES * count**2 * dtype.itemsize / 2**30
-    checks.positive("memory_limit", memory_limit, "It is in GiB; 32 is the default.", dtype)
+    _checks.positive("memory_limit", memory_limit, "It is in GiB; 32 is the default.", dtype)
     if gibibytes > memory_limit:
         raise ValueError(
             f"`memory_limit` must be at least {gibibytes:.3g} GiB for the {count:,} x {count:,} "
@@ -83,7 +83,7 @@ def exact_spectrum(
             f"got {count:,}. Use an accelerator, or spectral_density and top_eigenvalues."
         )
     advice = "32 is usual; less takes less memory."
-    block = min(checks.integer("block_size", block_size, 1, float("inf"), advice), count)
+    block = min(_checks.integer("block_size", block_size, 1, float("inf"), advice), count)
     fill = _filler(operator(loss, params, data, block=True), params, block, count)
     matrix, blocks = jnp.zeros((count, count), dtype), -(-count // block)
     if progress and not _is_traced((params, batches)):
@@ -99,7 +99,7 @@ def _filler(
     block_product: Callable[[PyTree], PyTree], params: PyTree, block: int, count: int
 ) -> Callable[[jax.Array | int, jax.Array], jax.Array]:
     """A function of (number of the block, matrix), which fills in the block's rows."""
-    dtype = vectors.dtype_of(params)
+    dtype = _vectors.dtype_of(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
     @jax.jit
@@ -124,7 +124,7 @@ def _filler(
 @jax.jit
 def _eigenvalues(matrix: jax.Array) -> jax.Array:
     """Of the symmetric part, which JAX takes by default: the two halves differ by rounding."""
-    unit = vectors.binary_scale(jnp.max(jnp.abs(matrix)))
+    unit = _vectors.binary_scale(jnp.max(jnp.abs(matrix)))
     eigenvalues: jax.Array = jnp.linalg.eigvalsh(matrix / unit) * unit
     return eigenvalues
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from entropy_sgd_jax.flatness import checks
+from entropy_sgd_jax.flatness import _checks
 
 Progress = Callable[[str, int, int], None]  # of a description, what is done, and the total
 
@@ -17,7 +17,7 @@ def tracked(progress: bool | Progress, description: str, total: int) -> Iterator
             yield i
         progress(description, total, total)
         return
-    with checks.extra("plots"):
+    with _checks.extra("plots"):
         from rich import progress as bars  # here, because only this needs it
 
     with bars.Progress(*bars.Progress.get_default_columns(), bars.TextColumn("left")) as bar:

@@ -11,11 +11,11 @@ from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import checks, gaussian, vectors
-from entropy_sgd_jax.flatness.annealing import PILOTS, Chains, anneal
-from entropy_sgd_jax.flatness.curvature import Loss, operator
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.estimates import Estimate
+from entropy_sgd_jax.flatness import _checks, _gaussian, _vectors
+from entropy_sgd_jax.flatness._annealing import PILOTS, Chains, anneal
+from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
+from entropy_sgd_jax.flatness._estimates import Estimate
 
 
 def local_entropy(
@@ -94,16 +94,16 @@ def local_entropy(
       Cotter, Roberts, Stuart and White, "MCMC methods for functions: modifying old algorithms to
       make them faster", Statistical Science 28, 2013, for the Langevin step.
     """
-    count, params = checks.params(params), vectors.arrays(params)
-    dtype, advice = vectors.dtype_of(params), "1e-4 to 1 is usual in training."
-    scope = checks.positive("scope", scope, advice, dtype, scalar=False)
+    count, params = _checks.params(params), _vectors.arrays(params)
+    dtype, advice = _vectors.dtype_of(params), "1e-4 to 1 is usual in training."
+    scope = _checks.positive("scope", scope, advice, dtype, scalar=False)
     advice = "1.0 is the paper's."
-    beta = checks.positive("inverse_temperature", inverse_temperature, advice, dtype)
+    beta = _checks.positive("inverse_temperature", inverse_temperature, advice, dtype)
     advice = "The standard error is over them; 64 is the default."
-    num_chains = checks.integer("num_chains", num_chains, 2, float("inf"), advice)
+    num_chains = _checks.integer("num_chains", num_chains, 2, float("inf"), advice)
     advice = "256 is the default."
-    num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
-    data, key = DataSet(batches, batch_size), checks.key(key)
+    num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
+    data, key = DataSet(batches, batch_size), _checks.key(key)
     scopes = scope.reshape(-1)
 
     def at(number: jax.Array | int) -> jax.Array:
@@ -121,7 +121,7 @@ def local_entropy(
         return jnp.stack([total, error])
 
     values, errors = data.samples(scopes.size, at, jnp.zeros(2, dtype)).T
-    checks.warn_where(
+    _checks.warn_where(
         ~(errors <= 1),
         "The standard error of local_entropy is above 1 nat, which means only that the estimate is "
         "unreliable: raise `num_steps` or `scope`, or lower `inverse_temperature`.",
@@ -138,12 +138,12 @@ def integrate(
     num_chains: int,
     num_steps: int,
     key: jax.Array,
-) -> tuple[Chains, gaussian.Axes, gaussian.Gaussian, jax.Array]:
+) -> tuple[Chains, _gaussian.Axes, _gaussian.Gaussian, jax.Array]:
     """The chains, their axes, the Gaussian they start from, and the energy theirs counts from."""
     axes_key, fit_key, chain_key = jax.random.split(key, 3)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     product = operator(loss, params, data)
-    axes = gaussian.principal_axes(data, product, params, count, axes_key)
+    axes = _gaussian.principal_axes(data, product, params, count, axes_key)
 
     @jax.jit
     def noise(key: jax.Array) -> Any:
@@ -151,28 +151,28 @@ def integrate(
         return jax.vmap(lambda key: axes.noise(key, params))(keys)
 
     energy = _energy(loss, params, data, axes, beta)
-    start, least = gaussian.fit(data, energy, noise, scope, fit_key)
+    start, least = _gaussian.fit(data, energy, noise, scope, fit_key)
 
     def excess(points: PyTree) -> tuple[jax.Array, Any]:
         """Of β f + γ/2 ‖·‖² over the energy of the Gaussian, and its gradient in its units."""
         places = start.place(points)
         value, gradient = energy(places)
-        squares = [jax.vmap(vectors.inner_product)(tree, tree) for tree in (places, points)]
-        gradient = start.in_units(vectors.add_scaled(gradient, scope, places))
-        gradient = vectors.add_scaled(gradient, -1, points)
+        squares = [jax.vmap(_vectors.inner_product)(tree, tree) for tree in (places, points)]
+        gradient = start.in_units(_vectors.add_scaled(gradient, scope, places))
+        gradient = _vectors.add_scaled(gradient, -1, points)
         return value - least + 0.5 * (scope * squares[0] - squares[1]), gradient
 
     return anneal(data, excess, noise, num_steps, chain_key), axes, start, least
 
 
 def _energy(
-    loss: Loss, params: PyTree, data: DataSet, axes: gaussian.Axes, beta: jax.Array
+    loss: Loss, params: PyTree, data: DataSet, axes: _gaussian.Axes, beta: jax.Array
 ) -> Callable[[Any], tuple[jax.Array, Any]]:
     """β f and its gradient, from and in the coordinates of several places."""
 
     def batch_energy(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
         def at(offset: PyTree) -> jax.Array:
-            return loss(_trees.cast_like(vectors.add_scaled(offset, 1, params), params), batch)
+            return loss(_trees.cast_like(_vectors.add_scaled(offset, 1, params), params), batch)
 
         return jax.vmap(jax.value_and_grad(at))(offsets)
 

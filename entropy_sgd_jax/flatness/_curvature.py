@@ -11,8 +11,8 @@ import jax
 
 from entropy_sgd_jax import _protocol, _trees
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import checks, vectors
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
+from entropy_sgd_jax.flatness import _checks, _vectors
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 
 Loss: TypeAlias = Callable[[Any, Any], jax.Array]  # (params, batch) -> the mean
 
@@ -91,9 +91,9 @@ def hessian_vector_product(
     References:
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
     """
-    checks.params(params)
+    _checks.params(params)
     _protocol.same_tree("vector", vector, params, "Build it with jax.tree.map over `params`.")
-    params, vector = vectors.arrays(params), vectors.arrays(vector)
+    params, vector = _vectors.arrays(params), _vectors.arrays(vector)
     data = DataSet(batches, batch_size, single_pass=True)
     return _trees.cast_like(operator(loss, params, data)(vector), params)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropy_sgd_jax.flatness import vectors
+from entropy_sgd_jax.flatness import _vectors
 
 
 class Estimate(NamedTuple):
@@ -26,6 +26,6 @@ def of_samples(samples: jax.Array) -> Estimate:
     count = samples.shape[0]
     if count == 1:
         return Estimate(samples[0], jnp.full_like(samples[0], jnp.nan))
-    unit = vectors.binary_scale(jnp.max(jnp.abs(samples), axis=0))
+    unit = _vectors.binary_scale(jnp.max(jnp.abs(samples), axis=0))
     scaled = samples / unit
     return Estimate(scaled.mean(axis=0) * unit, scaled.std(axis=0, ddof=1) * unit / count**0.5)

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entropy_sgd_jax.flatness.figures import BLUE, INK, new_figure
-from entropy_sgd_jax.flatness.learning_coefficient import LearningCoefficient
+from entropy_sgd_jax.flatness._figures import BLUE, INK, new_figure
+from entropy_sgd_jax.flatness._learning_coefficient import LearningCoefficient
 
 
 def traces(estimate: LearningCoefficient, *, title: str = "Langevin chains") -> Figure:

@@ -14,16 +14,16 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import chains, checks, convergence, metropolis, sgld, vectors
-from entropy_sgd_jax.flatness.curvature import Loss
-from entropy_sgd_jax.flatness.data import BatchSize
-from entropy_sgd_jax.flatness.progress import Progress
+from entropy_sgd_jax.flatness import _chains, _checks, _convergence, _metropolis, _sgld, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._data import BatchSize
+from entropy_sgd_jax.flatness._progress import Progress
 
 _LOW_ACCEPTANCE = 0.3
 _HIGH_BIAS = 0.2
 _HIGH_ROUNDING = 0.3
 _HIGH_R_HAT = 1.1
-_SAMPLERS = {"metropolis": metropolis.sample, "sgld": sgld.sample}
+_SAMPLERS = {"metropolis": _metropolis.sample, "sgld": _sgld.sample}
 
 
 class LearningCoefficient(NamedTuple):
@@ -182,11 +182,11 @@ def local_learning_coefficient(
       Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization, folding, and
       localization: an improved R̂", Bayesian Analysis 16, 2021, for the error with correlation.
     """
-    checks.params(params)
+    _checks.params(params)
     if isinstance(batches, list) and len(batches) == 1 and batches[0] is None:
         # Stacked, for loops without Python; the loss does not look at it.
         batches, loss = jnp.zeros(1), _without_data(loss)
-    data = sgld.Minibatches(batches, batch_size)
+    data = _sgld.Minibatches(batches, batch_size)
     target = _target(params, data, inverse_temperature, scope)
     plan = _plan(params, step_size, precondition, num_chains, num_steps, progress)
     if method not in _SAMPLERS:
@@ -194,10 +194,10 @@ def local_learning_coefficient(
             f"`method` must be one of {sorted(_SAMPLERS)}; got {method!r}. 'metropolis' is exact, "
             "and each step goes through all data; each of 'sgld' takes one batch."
         )
-    run = _SAMPLERS[method](loss, params, data, target, plan, checks.key(key))
+    run = _SAMPLERS[method](loss, params, data, target, plan, _checks.key(key))
     shared = method == "sgld"
     estimate: LearningCoefficient = _estimate(run, target.inverse_temperature, plan.burn_in, shared)
-    if not chains.is_traced(estimate):
+    if not _chains.is_traced(estimate):
         estimate.check()
     return estimate
 
@@ -207,19 +207,19 @@ def _without_data(loss: Loss) -> Loss:
 
 
 def _target(
-    params: PyTree, data: sgld.Minibatches, temperature: Any, scope: ArrayLike
-) -> chains.Target:
+    params: PyTree, data: _sgld.Minibatches, temperature: Any, scope: ArrayLike
+) -> _chains.Target:
     if temperature is None:
         temperature = n = data.total()
-        if not chains.is_traced(n) and n < 2:
+        if not _chains.is_traced(n) and n < 2:
             raise ValueError(
                 f"`inverse_temperature` must be given where `batches` count {n:g} examples; got "
                 "None, which is n / ln n. Pass nβ, the factor of the loss in the exponent."
             )
         temperature = n / jnp.log(n)
-    dtype = vectors.dtype_of(params)
-    beta = checks.positive("inverse_temperature", temperature, "n / ln n is usual.", dtype)
-    return chains.Target(beta, checks.positive("scope", scope, "1.0 is the default.", dtype))
+    dtype = _vectors.dtype_of(params)
+    beta = _checks.positive("inverse_temperature", temperature, "n / ln n is usual.", dtype)
+    return _chains.Target(beta, _checks.positive("scope", scope, "1.0 is the default.", dtype))
 
 
 def _plan(
@@ -229,26 +229,26 @@ def _plan(
     num_chains: int,
     num_steps: int,
     progress: bool | Progress,
-) -> chains.Plan:
+) -> _chains.Plan:
     if precondition is None:
         precondition = step_size is None
     if step_size is not None:
-        dtype = vectors.dtype_of(params)
-        step_size = checks.positive("step_size", step_size, "None has it found.", dtype)
+        dtype = _vectors.dtype_of(params)
+        step_size = _checks.positive("step_size", step_size, "None has it found.", dtype)
     advice = "The standard error is over them; 8 is the default."
-    num_chains = checks.integer("num_chains", num_chains, 2, math.inf, advice)
+    num_chains = _checks.integer("num_chains", num_chains, 2, math.inf, advice)
     advice = "Half of them are thrown away; 2000 is the default."
-    num_steps = checks.integer("num_steps", num_steps, 8, math.inf, advice)
-    return chains.Plan(num_chains, num_steps, step_size, bool(precondition), progress)
+    num_steps = _checks.integer("num_steps", num_steps, 8, math.inf, advice)
+    return _chains.Plan(num_chains, num_steps, step_size, bool(precondition), progress)
 
 
 @functools.partial(jax.jit, static_argnames=("burn_in", "shared"))
-def _estimate(run: chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> LearningCoefficient:
+def _estimate(run: _chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> LearningCoefficient:
     kept = run.samples.kept(burn_in)
     unbiased = beta * kept.losses - kept.biases
-    error = convergence.standard_error(unbiased)
+    error = _convergence.standard_error(unbiased)
     if shared:  # the batches of all chains are the same
-        together = convergence.standard_error(unbiased.mean(axis=0, keepdims=True))
+        together = _convergence.standard_error(unbiased.mean(axis=0, keepdims=True))
         error = jnp.maximum(error, together)
     return LearningCoefficient(
         value=unbiased.mean(),
@@ -261,7 +261,7 @@ def _estimate(run: chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> L
         step_bias=kept.biases.mean(),
         acceptance=kept.acceptance.mean(),
         rounding=beta * jnp.abs(run.here) * jnp.finfo(run.here.dtype).eps,
-        r_hat=convergence.split_r_hat(unbiased),
-        drift=convergence.drift(unbiased),
-        departure=convergence.drift(kept.distances),
+        r_hat=_convergence.split_r_hat(unbiased),
+        drift=_convergence.drift(unbiased),
+        departure=_convergence.drift(kept.distances),
     )

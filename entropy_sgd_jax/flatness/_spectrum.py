@@ -1,4 +1,4 @@
-"""The trace and the density of the spectrum, from products with random vectors."""
+"""The density of the spectrum, from products with random vectors."""
 
 from __future__ import annotations
 
@@ -10,66 +10,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import checks, estimates, lanczos, vectors
-from entropy_sgd_jax.flatness.curvature import Loss, operator
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.estimates import Estimate
+from entropy_sgd_jax.flatness import _checks, _estimates, _lanczos, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
+from entropy_sgd_jax.flatness._estimates import Estimate
 
 _PROBES = "Error bars fall with its square root, and need at least 2."
-
-
-def hessian_trace(
-    loss: Loss,
-    params: PyTree,
-    batches: PyTree,
-    *,
-    num_probes: int = 32,
-    batch_size: BatchSize | None = None,
-    key: Key = 0,
-) -> Estimate:
-    """The trace of the Hessian of the mean loss over the data set, by Hutchinson's estimator.
-
-    The mean of z · A z over random vectors z of ±1: without error for a diagonal A, since what
-    varies is the sum over all pairs of parameters off the diagonal.
-
-    Cost: `num_probes` Hessian-vector products, one after another; memory of one.
-
-    Args:
-      loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
-      params: real floating arrays in any pytree.
-      batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
-      num_probes: how many random vectors, a static int of at least 1.
-      batch_size: the weight of a batch, a function of it; None for its number of examples.
-      key: of the random vectors: an int, a typed key or a legacy uint32 key.
-
-    Returns:
-      The trace, shape (), and its standard error over the probes, NaN for a single one.
-
-    Raises:
-      ValueError: for arguments out of range, parameters or batches of another form.
-
-    >>> import jax.numpy as jnp
-    >>> from entropy_sgd_jax.flatness import hessian_trace
-    >>> trace = hessian_trace(lambda params, batch: jnp.sum(params**2), jnp.ones(5), [None])
-    >>> print(f"{trace.value} ± {trace.standard_error}")
-    10.0 ± 0.0
-
-    References:
-      Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian
-      smoothing splines", Communications in Statistics 18, 1989.
-    """
-    checks.params(params)
-    params = vectors.arrays(params)
-    num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
-    data = DataSet(batches, batch_size)
-    product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
-
-    def probe(number: jax.Array | int) -> jax.Array:
-        signs = vectors.draw(jax.random.rademacher, keys[number], params)
-        return vectors.inner_product(signs, product(signs))
-
-    like = jnp.zeros((), vectors.dtype_of(params))
-    return estimates.of_samples(data.samples(num_probes, probe, like))
 
 
 class SpectralDensity(NamedTuple):
@@ -99,7 +45,7 @@ class SpectralDensity(NamedTuple):
         """
         values = jnp.asarray(function(self.nodes), self.weights.dtype)
         sums = jnp.einsum("pm,pm...->p...", self.weights, values, precision="highest")
-        return estimates.of_samples(sums)
+        return _estimates.of_samples(sums)
 
     def density(self, grid: ArrayLike, width: ArrayLike) -> jax.Array:
         """Mean over the probes of the density, smoothed by a Gaussian kernel.
@@ -116,7 +62,7 @@ class SpectralDensity(NamedTuple):
     def density_estimate(self, grid: ArrayLike, width: ArrayLike) -> Estimate:
         """``density``, with its standard error over the probes."""
         advice = "A hundredth of the range of `grid` is a start."
-        width = checks.positive("width", width, advice, self.nodes.dtype)
+        width = _checks.positive("width", width, advice, self.nodes.dtype)
         grid = jnp.asarray(grid, self.nodes.dtype)
 
         def kernel(nodes: jax.Array) -> jax.Array:
@@ -179,24 +125,24 @@ def spectral_density(
       Ghorbani, Krishnan and Xiao, "An investigation into neural net optimization via Hessian
       eigenvalue density", ICML 2019, for networks.
     """
-    count, params = checks.params(params), vectors.arrays(params)
-    num_probes = checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
+    count, params = _checks.params(params), _vectors.arrays(params)
+    num_probes = _checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     advice = "50 to 100 shows the bulk and the outliers of a network."
-    num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
+    num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
-    product, keys = operator(loss, params, data), jax.random.split(checks.key(key), num_probes)
+    product, keys = operator(loss, params, data), jax.random.split(_checks.key(key), num_probes)
     rows = min(num_steps, count)  # all there are
 
     def probe(number: jax.Array | int) -> jax.Array:
         start_key, restart_key = jax.random.split(keys[number])
-        signs = vectors.draw(jax.random.rademacher, start_key, params)
-        krylov = lanczos.start(signs, rows, restart_key)
-        krylov = lanczos.extend(data, product, krylov, -1, rows)
+        signs = _vectors.draw(jax.random.rademacher, start_key, params)
+        krylov = _lanczos.start(signs, rows, restart_key)
+        krylov = _lanczos.extend(data, product, krylov, -1, rows)
         nodes, rotation = jnp.linalg.eigh(krylov.projected)
         return jnp.pad(
             jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
         )
 
-    like = jnp.zeros((2, num_steps), vectors.dtype_of(params))
+    like = jnp.zeros((2, num_steps), _vectors.dtype_of(params))
     rules = data.samples(num_probes, probe, like)
     return SpectralDensity(nodes=rules[:, 0], weights=rules[:, 1])

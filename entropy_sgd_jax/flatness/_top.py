@@ -11,10 +11,10 @@ from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import checks, lanczos, vectors
-from entropy_sgd_jax.flatness.curvature import Loss, operator
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.lanczos import Krylov
+from entropy_sgd_jax.flatness import _checks, _lanczos, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
+from entropy_sgd_jax.flatness._lanczos import Krylov
 
 
 class _Search(NamedTuple):
@@ -81,27 +81,27 @@ def top_eigenvalues(
       Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J.
       Matrix Anal. Appl. 22, 2000. Changed: all vectors are reorthogonalised against all.
     """
-    count, params = checks.params(params), vectors.arrays(params)
-    k = checks.integer("k", k, 1, count, "It is the number of eigenvalues.")
-    checks.integer("max_products", max_products, 1, float("inf"), "2000 is the default.")
+    count, params = _checks.params(params), _vectors.arrays(params)
+    k = _checks.integer("k", k, 1, count, "It is the number of eigenvalues.")
+    _checks.integer("max_products", max_products, 1, float("inf"), "2000 is the default.")
     advice = "1e-6 is the default."
-    smallest = checks.positive("tolerance", tolerance, advice, vectors.dtype_of(params))
+    smallest = _checks.positive("tolerance", tolerance, advice, _vectors.dtype_of(params))
     data = DataSet(batches, batch_size)
     rows = min(2 * k + 30, count)
     product = operator(loss, params, data)
-    start_key, search_key = jax.random.split(checks.key(key))
+    start_key, search_key = jax.random.split(_checks.key(key))
 
     def sweep(search: _Search) -> _Search:
-        krylov = lanczos.extend(data, product, search.krylov, search.filled, rows)
+        krylov = _lanczos.extend(data, product, search.krylov, search.filled, rows)
         search = search._replace(krylov=krylov)
         assessed: _Search = _assess(search, smallest, exhausted=rows == count)
         return assessed
 
-    first = vectors.draw(vectors.uniform, start_key, params)
+    first = _vectors.draw(_vectors.uniform, start_key, params)
     search = data.while_loop(
         lambda search: ~search.done & (search.krylov.products < max_products),
         sweep,
-        _nothing_found(lanczos.start(first, rows, search_key), k),
+        _nothing_found(_lanczos.start(first, rows, search_key), k),
     )
     values = jnp.where(search.converged, search.values * search.krylov.unit, jnp.nan)
     if not return_eigenvectors:
@@ -133,7 +133,7 @@ def _assess(search: _Search, tolerance: ArrayLike, *, exhausted: bool) -> _Searc
     values, rotation = jnp.linalg.eigh(krylov.projected)
     values, rotation = values[::-1], rotation[:, ::-1]
     if exhausted:
-        krylov = lanczos.restart(krylov, values, rotation, k, fresh=False)
+        krylov = _lanczos.restart(krylov, values, rotation, k, fresh=False)
         return search._replace(
             krylov=krylov,
             values=values[:k],
@@ -150,7 +150,7 @@ def _assess(search: _Search, tolerance: ArrayLike, *, exhausted: bool) -> _Searc
     # What has not converged may only stay as long as the residual goes on with it.
     keep = jnp.where(settled, k, (k + len(values)) // 2).astype(jnp.int32)
     return _Search(
-        krylov=lanczos.restart(krylov, values, rotation, keep, fresh=settled),
+        krylov=_lanczos.restart(krylov, values, rotation, keep, fresh=settled),
         filled=keep,
         values=values[:k],
         converged=converged[:k],

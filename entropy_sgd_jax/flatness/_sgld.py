@@ -17,10 +17,9 @@ import numpy as np
 
 from entropy_sgd_jax._langevin import langevin_step
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import chains as chains_lib
-from entropy_sgd_jax.flatness import vectors
-from entropy_sgd_jax.flatness.chains import Plan, Run, Samples, StepSize, Target, inner_products
-from entropy_sgd_jax.flatness.data import DataSet
+from entropy_sgd_jax.flatness import _chains, _vectors
+from entropy_sgd_jax.flatness._chains import Plan, Run, Samples, StepSize, Target, inner_products
+from entropy_sgd_jax.flatness._data import DataSet
 
 _BIAS = 0.04  # of λ, by the finite step size; it is measured and subtracted
 
@@ -84,9 +83,9 @@ def sample(
     key: jax.Array,
 ) -> Run:
     """All steps of all chains."""
-    offset = chains_lib.zeros(params, plan.num_chains)
+    offset = _chains.zeros(params, plan.num_chains)
     zero = jax.tree.map(lambda leaf: leaf[0], offset)
-    params = chains_lib.at(params, zero)
+    params = _chains.at(params, zero)
     here, slope = data.mean(jax.value_and_grad(loss))(params)
     batch_key, noise_key = jax.random.split(key)
     draw = data.drawn(batch_key)
@@ -99,7 +98,7 @@ def sample(
         evaluated = evaluate(params, slope, carry[0].offset, batch, weight)
         return move(*carry, *evaluated, number)
 
-    dtype = vectors.dtype_of(params)
+    dtype = _vectors.dtype_of(params)
     # A hundredth of what suits curvatures of 1, since no correction forgives a step too large.
     first = jnp.asarray(_BIAS / 25 / sum(target), dtype)
     chain = Chain(offset, StepSize.start(plan, first), jnp.zeros(2, dtype), zero)
@@ -116,7 +115,7 @@ def _evaluate(
     """
 
     def difference(offset: PyTree) -> Any:
-        return loss(chains_lib.at(params, offset), batch) - here
+        return loss(_chains.at(params, offset), batch) - here
 
     def weighted(estimate: jax.Array) -> jax.Array:
         # A batch without examples has no mean, NaN most likely.
@@ -125,7 +124,7 @@ def _evaluate(
     here, slope_here = jax.value_and_grad(loss)(params, batch)
     rises, gradient = jax.vmap(jax.value_and_grad(difference))(offsets)
     noise = jax.tree.map(lambda one, all_: weighted(one) - all_, slope_here, slope)
-    controls = jax.vmap(vectors.inner_product, (None, 0))(noise, offsets)
+    controls = jax.vmap(_vectors.inner_product, (None, 0))(noise, offsets)
     gradient = jax.tree.map(lambda one, noise: weighted(one) - noise, gradient, noise)
     return weighted(rises), controls, gradient
 
@@ -157,7 +156,7 @@ def _move(
 ) -> tuple[Chain, Samples]:
     """One Langevin step, and what is found and kept of it."""
     beta, size = target.inverse_temperature, jnp.exp(chain.step_size.log)
-    scales = chains_lib.preconditioner(plan, target, chain.squares)
+    scales = _chains.preconditioner(plan, target, chain.squares)
     force = target.force(gradient, chain.offset)
     direction = jax.tree.map(jnp.multiply, scales, force)
     heat = beta * inner_products(direction, gradient)
@@ -171,7 +170,7 @@ def _move(
         half = size.astype(offset.dtype) / 2
         return langevin_step(offset, still, direction, still, noise, step_size=half, **constants)[0]
 
-    noise = chains_lib.noise(key, number, chain.offset)
+    noise = _chains.noise(key, number, chain.offset)
     offset = jax.tree.map(leaf_step, chain.offset, direction, scales, noise)
     square = inner_products(chain.offset, chain.offset)
     rise = jnp.stack([beta * rises.mean(), heat.mean()])
@@ -180,7 +179,7 @@ def _move(
         offset,
         chain.step_size.moved(plan, number, _change(rise, chain.step_size)),
         rise.astype(chain.rise.dtype),
-        chains_lib.mean_squares(plan, number, chain.squares, force),
+        _chains.mean_squares(plan, number, chain.squares, force),
     )
     return moved, samples.with_step(number, rises, controls, square, size / 8 * heat, 1)
 

@@ -58,6 +58,12 @@ def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
     return known
 
 
+def choice(name: str, value: object, allowed: tuple[str, ...], advice: str) -> str:
+    """Returns `value`; raises ValueError unless it is one of the names that are allowed."""
+    known: str = _checks.choice(advice, allowed)(name, value)
+    return known
+
+
 def positive(
     name: str, value: Any, advice: str, dtype: Any, *, zero: bool = False, scalar: bool = True
 ) -> jax.Array:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import chains as chains_lib
-from entropy_sgd_jax.flatness.chains import Plan, Run, Samples, StepSize, Target, inner_products
-from entropy_sgd_jax.flatness.data import DataSet
+from entropy_sgd_jax.flatness import _chains
+from entropy_sgd_jax.flatness._chains import Plan, Run, Samples, StepSize, Target, inner_products
+from entropy_sgd_jax.flatness._data import DataSet
 
 _ACCEPTANCE = 0.8  # that the step size aims at
 _REFRESHMENTS = 4  # of the momentum, on the way across the distribution
@@ -55,7 +55,7 @@ def sample(
 
     def evaluate_batch(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
         def at(offset: PyTree) -> jax.Array:
-            return loss(chains_lib.at(params, offset), batch)
+            return loss(_chains.at(params, offset), batch)
 
         return jax.vmap(jax.value_and_grad(at))(offsets)
 
@@ -70,7 +70,7 @@ def sample(
         proposal = proposal._replace(loss=value - here, gradient=gradient)
         return conclude(chain, proposal, tuning, samples, number)
 
-    offset = chains_lib.zeros(params, plan.num_chains)
+    offset = _chains.zeros(params, plan.num_chains)
     values, gradient = evaluate(offset)
     here = values[0]
     level = jax.random.uniform(jax.random.fold_in(key, 0), values.shape, values.dtype, minval=-1)
@@ -92,8 +92,8 @@ def _propose(
     number: jax.Array | int,
 ) -> tuple[Chain, Chain]:
     """The chains with a new momentum, and where half a kick and a drift take them."""
-    noise = chains_lib.noise(key, number, chain.offset)
-    roots = jax.tree.map(jnp.sqrt, chains_lib.preconditioner(plan, target, tuning.squares))
+    noise = _chains.noise(key, number, chain.offset)
+    roots = jax.tree.map(jnp.sqrt, _chains.preconditioner(plan, target, tuning.squares))
     memory, time = _memory(tuning), jnp.exp(tuning.step_size.log / 2)
 
     def refresh(momentum: jax.Array, noise: jax.Array) -> jax.Array:
@@ -141,7 +141,7 @@ def _conclude(
     number: jax.Array | int,
 ) -> tuple[Chain, Tuning, Samples]:
     """The second half of the kick, Metropolis' choice, and what is found and kept of the step."""
-    preconditioner = chains_lib.preconditioner(plan, target, tuning.squares)
+    preconditioner = _chains.preconditioner(plan, target, tuning.squares)
     roots = jax.tree.map(jnp.sqrt, preconditioner)
     momentum = _kicked(proposal, target, roots, jnp.exp(tuning.step_size.log / 2))
     chain, probability = _choose(target, chain, proposal._replace(momentum=momentum))
@@ -205,5 +205,5 @@ def _tuned(
     return Tuning(
         tuning.step_size.moved(plan, number, change),
         (tuning.spread + weight * (spread - tuning.spread)).astype(tuning.spread.dtype),
-        chains_lib.mean_squares(plan, number, tuning.squares, force),
+        _chains.mean_squares(plan, number, tuning.squares, force),
     )

@@ -15,9 +15,9 @@ from jax.core import Tracer
 
 from entropy_sgd_jax import _noise as noise_lib
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import vectors
-from entropy_sgd_jax.flatness.data import DataSet
-from entropy_sgd_jax.flatness.progress import Progress, tracked
+from entropy_sgd_jax.flatness import _vectors
+from entropy_sgd_jax.flatness._data import DataSet
+from entropy_sgd_jax.flatness._progress import Progress, tracked
 
 _CHUNKS = 100  # of steps, each of which moves the progress bar
 
@@ -133,7 +133,7 @@ def zeros(params: PyTree, count: int) -> Any:
     """`count` zero offsets, in at least float32 and sharded as the parameters are."""
 
     def leaf_zeros(leaf: Any) -> jax.Array:
-        leaf = jnp.zeros_like(leaf, vectors.dtype_of(leaf))
+        leaf = jnp.zeros_like(leaf, _vectors.dtype_of(leaf))
         return jnp.broadcast_to(leaf, (count, *leaf.shape))
 
     return jax.tree.map(leaf_zeros, params)
@@ -153,7 +153,7 @@ def noise(key: Any, number: jax.Array | int, offset: PyTree) -> Any:
 
 def inner_products(a: PyTree, b: PyTree) -> jax.Array:
     """One for each chain, shape (num_chains,)."""
-    products: jax.Array = jax.vmap(vectors.inner_product)(a, b)
+    products: jax.Array = jax.vmap(_vectors.inner_product)(a, b)
     return products
 
 

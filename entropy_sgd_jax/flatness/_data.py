@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import vectors
+from entropy_sgd_jax.flatness import _vectors
 
 T = TypeVar("T")
 BatchSize: TypeAlias = Callable[[Any], jax.Array | float]
@@ -121,7 +121,7 @@ class DataSet:
 
 def _zeros(shapes: PyTree) -> tuple[PyTree, jax.Array]:
     """No sum and no weight yet."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, vectors.dtype_of(leaf)), shapes)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _vectors.dtype_of(leaf)), shapes)
     return zeros, jnp.zeros(())
 
 

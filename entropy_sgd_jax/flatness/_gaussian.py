@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import lanczos, vectors
-from entropy_sgd_jax.flatness.data import DataSet
+from entropy_sgd_jax.flatness import _lanczos, _vectors
+from entropy_sgd_jax.flatness._data import DataSet
 
 _ROUNDS = 64  # of the fit, at most
 _STRAIGHT = 0.9  # of a gradient's variance is explained by a line where the loss is a parabola
@@ -33,24 +33,24 @@ class Axes(NamedTuple):
     def split(self, vector: PyTree) -> tuple[jax.Array, Any]:
         """The coordinates of a vector."""
         if self.complete:
-            return vectors.inner_product(self.basis, vector), None
-        rest, along = vectors.without(vector, self.basis)
-        return along, vectors.without(rest, self.basis)[0]  # twice, to be orthogonal
+            return _vectors.inner_product(self.basis, vector), None
+        rest, along = _vectors.without(vector, self.basis)
+        return along, _vectors.without(rest, self.basis)[0]  # twice, to be orthogonal
 
     def join(self, coordinates: tuple[jax.Array, Any]) -> Any:
         """The vector with these coordinates."""
         along, rest = coordinates
-        vector = vectors.combine(along, self.basis)
-        return vector if self.complete else vectors.add_scaled(vector, 1, rest)
+        vector = _vectors.combine(along, self.basis)
+        return vector if self.complete else _vectors.add_scaled(vector, 1, rest)
 
     def noise(self, key: jax.Array, like: PyTree) -> tuple[jax.Array, Any]:
         """Unit normal in all coordinates."""
         along_key, rest_key = jax.random.split(key)
         shape = jax.tree.leaves(self.basis)[0].shape[:1]
-        along = jax.random.normal(along_key, shape, vectors.dtype_of(like))
+        along = jax.random.normal(along_key, shape, _vectors.dtype_of(like))
         if self.complete:
             return along, None
-        return along, self.split(vectors.draw(jax.random.normal, rest_key, like))[1]
+        return along, self.split(_vectors.draw(jax.random.normal, rest_key, like))[1]
 
 
 class Gaussian(NamedTuple):
@@ -61,7 +61,7 @@ class Gaussian(NamedTuple):
 
     def place(self, point: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         """The coordinates of a point that is given in units of the widths, from the mean."""
-        moved: tuple[jax.Array, Any] = vectors.add_scaled(self.mean, 1, self.in_units(point))
+        moved: tuple[jax.Array, Any] = _vectors.add_scaled(self.mean, 1, self.in_units(point))
         return moved
 
     def in_units(self, gradient: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
@@ -80,11 +80,11 @@ def principal_axes(
     def finite_product(vector: PyTree) -> Any:
         return _finite(product(vector))
 
-    first = vectors.draw(vectors.uniform, start_key, params)
-    krylov = lanczos.start(first, rows, restart_key)
-    krylov = lanczos.extend(data, finite_product, krylov, -1, rows)
+    first = _vectors.draw(_vectors.uniform, start_key, params)
+    krylov = _lanczos.start(first, rows, restart_key)
+    krylov = _lanczos.extend(data, finite_product, krylov, -1, rows)
     _, rotation = jnp.linalg.eigh(krylov.projected)
-    return Axes(vectors.combine(rotation.T, krylov.basis), complete=rows == count)
+    return Axes(_vectors.combine(rotation.T, krylov.basis), complete=rows == count)
 
 
 class _Search(NamedTuple):
@@ -161,9 +161,9 @@ def _refined_part(
         return mean, precision, True
 
     def dot(a: PyTree, b: PyTree) -> jax.Array:
-        return vectors.inner_product(a, b) if pooled else jnp.sum(a * b, axis=0)
+        return _vectors.inner_product(a, b) if pooled else jnp.sum(a * b, axis=0)
 
-    unit = vectors.binary_scale(vectors.peak(gradient))  # what is squared below may overflow
+    unit = _vectors.binary_scale(_vectors.peak(gradient))  # what is squared below may overflow
     centred = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0), points)
     steep = jax.tree.map(lambda leaf: (leaf - leaf.mean(axis=0)) / unit, gradient)
     square, product, variance = dot(centred, centred), dot(centred, steep), dot(steep, steep)
@@ -193,7 +193,7 @@ def _refined_part(
 
 def _root_mean_square(tree: PyTree) -> jax.Array:
     count: int = sum(leaf.size for leaf in jax.tree.leaves(tree))
-    return vectors.norm(tree) / jnp.sqrt(count)
+    return _vectors.norm(tree) / jnp.sqrt(count)
 
 
 def _finite(tree: PyTree) -> Any:

@@ -10,10 +10,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import checks, estimates, vectors
-from entropy_sgd_jax.flatness.curvature import Loss
-from entropy_sgd_jax.flatness.data import BatchSize, DataSet
-from entropy_sgd_jax.flatness.estimates import Estimate
+from entropy_sgd_jax.flatness import _checks, _estimates, _vectors
+from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._data import BatchSize, DataSet
+from entropy_sgd_jax.flatness._estimates import Estimate
 
 
 def local_energy(
@@ -66,19 +66,19 @@ def local_energy(
       Pittorino et al., "Entropic gradient descent algorithms and wide flat minima", ICLR 2021,
       https://arxiv.org/abs/2006.07897
     """
-    checks.params(params)
-    params = vectors.arrays(params)
-    dtype, advice = vectors.dtype_of(params), "0.1 to 0.5 is usual."
-    strength = checks.positive("strength", strength, advice, dtype, zero=True, scalar=False)
+    _checks.params(params)
+    params = _vectors.arrays(params)
+    dtype, advice = _vectors.dtype_of(params), "0.1 to 0.5 is usual."
+    strength = _checks.positive("strength", strength, advice, dtype, zero=True, scalar=False)
     advice = "Error bars fall with its square root, and need at least 2."
-    num_samples = checks.integer("num_samples", num_samples, 1, float("inf"), advice)
+    num_samples = _checks.integer("num_samples", num_samples, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
     strengths = strength.reshape(-1)
-    keys = jax.random.split(checks.key(key), num_samples)
+    keys = jax.random.split(_checks.key(key), num_samples)
 
     def losses(params: PyTree, direction: PyTree, strengths: ArrayLike, batch: PyTree) -> jax.Array:
         def at(strength: jax.Array) -> jax.Array:
-            return loss(vectors.add_scaled(params, strength, direction), batch)
+            return loss(_vectors.add_scaled(params, strength, direction), batch)
 
         values: jax.Array = lax.map(at, strengths)
         return values
@@ -88,14 +88,14 @@ def local_energy(
     here = mean(params, zeros, strengths[:1] * 0)
 
     def sample(number: jax.Array | int) -> jax.Array:
-        direction = vectors.draw(jax.random.normal, keys[number], params)
+        direction = _vectors.draw(jax.random.normal, keys[number], params)
         if multiplicative:
             direction = jax.tree.map(lambda z, w: z * w.astype(z.dtype), direction, params)
         rise: jax.Array = mean(params, direction, strengths) - here
         return rise
 
     rises = data.samples(num_samples, sample, jnp.zeros(strengths.shape, here.dtype))
-    value, error = estimates.of_samples(rises.reshape(num_samples, *strength.shape))
+    value, error = _estimates.of_samples(rises.reshape(num_samples, *strength.shape))
     rounding = jnp.where(strength > 0, jnp.finfo(here.dtype).eps * jnp.abs(here[0]), 0)
     return Estimate(value, jnp.hypot(error, rounding.astype(error.dtype)))
 
@@ -146,21 +146,21 @@ def sharpness(
       Foret et al., "Sharpness-aware minimization for efficiently improving generalization", ICLR
       2021, https://arxiv.org/abs/2010.01412
     """
-    checks.params(params)
-    params = vectors.arrays(params)
-    radius = checks.positive("radius", radius, "0.05 is usual.", vectors.dtype_of(params))
+    _checks.params(params)
+    params = _vectors.arrays(params)
+    radius = _checks.positive("radius", radius, "0.05 is usual.", _vectors.dtype_of(params))
     advice = "1 is SAM's, 20 is the default."
-    num_steps = checks.integer("num_steps", num_steps, 1, float("inf"), advice)
+    num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
     value_and_grad = data.mean(jax.value_and_grad(loss))
-    noise = vectors.normalised(vectors.draw(jax.random.normal, checks.key(key), params))
+    noise = _vectors.normalised(_vectors.draw(jax.random.normal, _checks.key(key), params))
 
     def step(number: jax.Array | int, carry: Any) -> Any:
         gradient, highest = carry
         # The trace of noise leads off where the gradient vanishes.
-        direction = vectors.add_scaled(vectors.normalised(gradient), 1e-6, noise)
-        direction = vectors.normalised(direction)
-        value, gradient = value_and_grad(vectors.add_scaled(params, radius, direction))
+        direction = _vectors.add_scaled(_vectors.normalised(gradient), 1e-6, noise)
+        direction = _vectors.normalised(direction)
+        value, gradient = value_and_grad(_vectors.add_scaled(params, radius, direction))
         return gradient, jnp.maximum(highest, value)
 
     here, gradient = value_and_grad(params)

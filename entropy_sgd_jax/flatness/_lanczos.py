@@ -16,8 +16,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import vectors
-from entropy_sgd_jax.flatness.data import DataSet
+from entropy_sgd_jax.flatness import _vectors
+from entropy_sgd_jax.flatness._data import DataSet
 
 
 class Krylov(NamedTuple):
@@ -39,11 +39,11 @@ class Krylov(NamedTuple):
 def start(vector: PyTree, rows: int, key: jax.Array) -> Krylov:
     """An empty basis with room for `rows` vectors, of which `vector` is to be the first."""
     return Krylov(
-        unit=jnp.zeros((), vectors.dtype_of(vector)),
-        basis=vectors.empty_basis(rows, vector),
-        projected=jnp.zeros((rows, rows), vectors.dtype_of(vector)),
-        vector=vectors.normalised(vector),
-        residual=jnp.zeros((), vectors.dtype_of(vector)),
+        unit=jnp.zeros((), _vectors.dtype_of(vector)),
+        basis=_vectors.empty_basis(rows, vector),
+        projected=jnp.zeros((rows, rows), _vectors.dtype_of(vector)),
+        vector=_vectors.normalised(vector),
+        residual=jnp.zeros((), _vectors.dtype_of(vector)),
         products=jnp.zeros((), jnp.int32),
         key=key,
     )
@@ -68,28 +68,28 @@ def extend(
 def _lifted(krylov: Krylov) -> Any:
     """The vector at a size from which the matrix takes it half of the way to 1."""
     known = krylov.unit > 0
-    scale = jnp.where(known, _half_way(krylov.unit), 1 / vectors.peak(krylov.vector))
+    scale = jnp.where(known, _half_way(krylov.unit), 1 / _vectors.peak(krylov.vector))
     return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), krylov.vector)
 
 
 def _half_way(unit: jax.Array) -> jax.Array:
     """About 1 / √unit, a power of two."""
-    return 1 / vectors.binary_scale(jnp.sqrt(jnp.where(unit > 0, unit, 1)))
+    return 1 / _vectors.binary_scale(jnp.sqrt(jnp.where(unit > 0, unit, 1)))
 
 
 @jax.jit
 def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
     """Adds the vector to the basis; what is new in its image becomes the next vector."""
     known, row = krylov.unit > 0, jnp.maximum(row, 0)
-    unit = jnp.where(known, krylov.unit, vectors.binary_scale(vectors.peak(image)))
+    unit = jnp.where(known, krylov.unit, _vectors.binary_scale(_vectors.peak(image)))
     lifted = 1 / jnp.where(known, unit * _half_way(unit), unit)
     image = jax.tree.map(lambda leaf: leaf * lifted.astype(leaf.dtype), image)
     overlaps = jnp.zeros_like(krylov.projected[0])
     for _ in range(2):  # is enough to be orthogonal up to rounding
         # Against the basis as it came: XLA would transpose a new one for these products.
-        image, old = vectors.without(image, krylov.basis)
-        own = vectors.inner_product(krylov.vector, image)
-        image = vectors.add_scaled(image, -own, krylov.vector)
+        image, old = _vectors.without(image, krylov.basis)
+        own = _vectors.inner_product(krylov.vector, image)
+        image = _vectors.add_scaled(image, -own, krylov.vector)
         overlaps = (overlaps + old).at[row].add(own)
     basis = jax.tree.map(
         lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, row, 0),
@@ -97,12 +97,12 @@ def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
         krylov.vector,
     )
     projected = krylov.projected.at[row].set(overlaps).at[:, row].set(overlaps)
-    residual = vectors.norm(image)
+    residual = _vectors.norm(image)
     # Nothing new but rounding: the basis spans an invariant subspace, out of which only a random
     # vector leads.
     invariant = residual <= 10 * jnp.finfo(residual.dtype).eps * jnp.abs(projected).max()
     key = jax.random.fold_in(krylov.key, krylov.products)
-    vector = _random_if(invariant, vectors.normalised(image), key, basis)
+    vector = _random_if(invariant, _vectors.normalised(image), key, basis)
     residual = jnp.where(invariant, 0, residual)
     # Row −1 comes again as row 0, and is overwritten.
     vector = jax.tree.map(lambda new, old: jnp.where(known, new, old), vector, krylov.vector)
@@ -116,10 +116,10 @@ def _random_if(condition: ArrayLike, vector: PyTree, key: jax.Array, basis: PyTr
     """
 
     def draw(carry: Any) -> Any:
-        noise = vectors.draw(vectors.uniform, key, vector)
+        noise = _vectors.draw(_vectors.uniform, key, vector)
         for _ in range(2):
-            noise, _ = vectors.without(noise, basis)
-        return jnp.zeros((), bool), vectors.normalised(noise)
+            noise, _ = _vectors.without(noise, basis)
+        return jnp.zeros((), bool), _vectors.normalised(noise)
 
     return lax.while_loop(lambda carry: carry[0], draw, (jnp.asarray(condition), vector))[1]
 
@@ -138,7 +138,7 @@ def restart(
         eigenvectors of a repeated eigenvalue.
     """
     kept = jnp.arange(len(rotation)) < keep
-    basis = vectors.combine(jnp.where(kept, rotation, 0).T, krylov.basis)
+    basis = _vectors.combine(jnp.where(kept, rotation, 0).T, krylov.basis)
     key = jax.random.fold_in(krylov.key, krylov.products)
     vector = _random_if(fresh, krylov.vector, key, basis)
     return krylov._replace(
