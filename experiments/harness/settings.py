@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from experiments.io.errors import InputError, near
 
-WORKLOADS = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "char_lstm", "char_gpt")
+WORKLOADS = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "ptb_small", "char_lstm", "char_gpt")
+SAMPLINGS = ("passes", "replacement", "streams")
 SCHEDULES = ("constant", "cosine", "step")
 OWN = "0 for the workload's own"
 
@@ -35,7 +36,7 @@ FILES = Part("data files", WORKLOADS[1:])
 CHARACTERS = Part("text", ("char_lstm", "char_gpt"))
 NETWORK = Part("network")
 DROPOUT = Part("dropout", FILES.owners)
-SEQUENCES = Part("sequences", ("ptb", "char_lstm", "char_gpt"))
+SEQUENCES = Part("sequences", ("ptb", "ptb_small", "char_lstm", "char_gpt"))
 OPTIMIZER = Part("optimizer; the outer loop of one that has two")
 MOMENTUM = Part("momentum", ("sgd", "sam", "entropy_sgd", "snoo", "parle"))
 ADAM = Part("Adam", ("adam", "adamw", "entropy_adam", "snoo"))
@@ -112,6 +113,13 @@ class Settings:
         TRAINING, 10.0, above_zero, "gradients × batch size / training examples"
     )
     batch_size: int = flag(TRAINING, 128, positive, "examples per gradient")
+    sampling: str = flag(
+        TRAINING,
+        "passes",
+        SAMPLINGS,
+        "shuffled passes; draws with replacement; or, of an LSTM, windows in order, each batch "
+        "from the state after the last",
+    )
 
     width: int = flag(
         NETWORK, 0, whole, f"units or channels of the first layer; the others follow; {OWN}"
@@ -155,11 +163,22 @@ class Settings:
 
 FIELDS = dataclasses.fields(Settings)
 PARTS: dict[str, Part] = {field.name: field.metadata["part"] for field in FIELDS}
-PARTS |= {"data_dir": FILES, "download": FILES, "text": CHARACTERS}
+PARTS |= {"as_published": ENTROPY, "data_dir": FILES, "download": FILES, "text": CHARACTERS}
+
+
+def as_published(settings: Settings) -> Settings:
+    """With α = 0.25, and noise of standard deviation √(2η′) ε, as the authors' code has them.
+
+    Their paper has α = 0.75 and √η′ ε.
+    """
+    return dataclasses.replace(
+        settings, averaging=0.25, noise_scale=math.sqrt(2) * settings.noise_scale
+    )
 
 
 def override(settings: Settings, options: argparse.Namespace) -> Settings:
     """The settings with those replaced that the command line names."""
+    settings = as_published(settings) if options.as_published else settings
     given = {
         field.name: getattr(options, field.name)
         for field in FIELDS
@@ -182,4 +201,6 @@ def idle(settings: Settings, name: str) -> str:
         return f"--drop-at and --drop-by need --schedule step; got {settings.schedule}"
     if name == "warmup" and "cosine" not in (settings.schedule, settings.inner_schedule):
         return "--warmup needs --schedule cosine or --inner-schedule cosine"
+    if name == "context" and settings.sampling == "streams":
+        return "--context needs --sampling passes or replacement: a stream carries its state on"
     return ""

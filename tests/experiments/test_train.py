@@ -36,7 +36,8 @@ SMALL = {
     "mnistfc": "--width 8 --batch-size 8",
     "lenet": "--width 2 --batch-size 8",
     "allcnn": "--width 4 --batch-size 8",
-    "ptb": "--width 8 --length 5 --context 2 --batch-size 8",
+    "ptb": "--width 8 --length 5 --batch-size 8",
+    "ptb_small": "--width 8 --length 5 --batch-size 8",
     "char_lstm": "--width 8 --length 5 --batch-size 8",
     "char_gpt": "--width 8 --layers 1 --length 8 --batch-size 8",
 }
@@ -285,6 +286,8 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
         ("digits --width -1", "a whole number of at least 0"),
         ("digits --drop-at 0.5 --schedule cosine", "--drop-at and --drop-by need --schedule step"),
         ("digits --schedule step", "--schedule step needs --drop-at"),
+        ("digits --sampling streams", "--sampling streams: the network of digits has no state"),
+        ("ptb --context 5", "--context needs --sampling passes or replacement"),
         ("mnistfc --warmup 0.1", "--warmup needs --schedule cosine"),
         ("digits --effective-epochs 1 --inner-steps 1000", "allowed are 500, half a round, to"),
         ("digits --effective-epochs 1e300", "gradient evaluations; allowed are"),
@@ -354,7 +357,9 @@ def test_the_flags_of_an_optimizer_are_what_it_reads(optimizer):
 
 @pytest.mark.parametrize("workload", workloads.NAMES)
 def test_the_flags_of_a_workload_are_what_it_reads(workload, data, monkeypatch):
-    monkeypatch.setattr("workloads.allcnn.whiten", lambda dataset: dataset)  # it takes long
+    monkeypatch.setattr(
+        "experiments.workloads.allcnn.whiten", lambda dataset: dataset
+    )  # it takes long
     reads, task = Reads(Settings(width=8, layers=1, length=5)), workloads.get(workload)
     text = "warpeace_input.txt"
     dataset, classes = task.load(workloads.Request(str(data), text, None, reads))
@@ -413,6 +418,9 @@ def test_the_command_itself(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "Settings: --effective-epochs 10 --batch-size 16 --width 8 " in done.stdout
+    assert (
+        "Settings: --effective-epochs 10 --batch-size 16 --sampling passes --width 8 "
+        in done.stdout
+    )
     assert "Entropy-SGD" in done.stdout
     assert "out" in done.stdout
