@@ -253,13 +253,15 @@ def cosine(peak: float, warmup: float, steps: int) -> optax.Schedule:
 def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:
     """What Entropy-SGD, Entropy-Adam and Parle have in common; η′ falls over so many gradients."""
     momentum = [optax.trace(settings.inner_momentum, nesterov=True)]
+    decay = weight_decay(settings)
+    rest = [*momentum, *decay] if settings.decay_after_momentum else [*decay, *momentum]
     return {
         "inner_steps": settings.inner_steps,
         "inner_learning_rate": inner_rate(settings, gradients),
         "scope": scoping(settings.scope, settings.scope_growth),
         "noise_scale": settings.noise_scale,
         "averaging": settings.averaging,
-        "inner_transform": optax.chain(*regularisers(settings), *momentum),
+        "inner_transform": optax.chain(*clipping(settings), *rest),
         "reset_inner_state": settings.reset_inner_state,
         "streaming": streams(settings),
     }
@@ -272,8 +274,12 @@ def clipping(settings: Settings) -> list[optax.GradientTransformation]:
 
 def regularisers(settings: Settings) -> list[optax.GradientTransformation]:
     """What is done to every gradient before momentum."""
+    return clipping(settings) + weight_decay(settings)
+
+
+def weight_decay(settings: Settings) -> list[optax.GradientTransformation]:
     decay = settings.weight_decay
-    return clipping(settings) + ([optax.add_decayed_weights(decay)] if decay else [])
+    return [optax.add_decayed_weights(decay)] if decay else []
 
 
 def adamw_direction(settings: Settings) -> optax.GradientTransformation:

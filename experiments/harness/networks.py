@@ -40,9 +40,10 @@ def torch_conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, **options: 
     return Conv(inputs, outputs, (size, size), **init, **options)
 
 
-def torch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """With scales from U(0, 1), as Torch had them then."""
-    return nnx.BatchNorm(features, scale_init=nnx.initializers.uniform(1.0), rngs=rngs)
+def torch_norm(features: int, rngs: nnx.Rngs, affine: bool = True) -> nnx.BatchNorm:
+    """With shifts, and scales from U(0, 1), as Torch had them then; or without both."""
+    scales = nnx.initializers.uniform(1.0)
+    return nnx.BatchNorm(features, use_bias=affine, use_scale=affine, scale_init=scales, rngs=rngs)
 
 
 def pure(make: Callable[[nnx.Rngs], nnx.Module], chunk: int = CHUNK, **rest: Any) -> Model:
@@ -132,23 +133,24 @@ def convolution(
 ) -> jax.Array:
     """XLA's, but on CPUs by patches: 6 times as fast inside of a loop, where training is.
 
-    `benchmarks/convolutions.py` compares them. Those in one or three dimensions, with dilation,
-    groups or borders in numbers are XLA's everywhere.
+    `benchmarks/convolutions.py` compares them. Those in one or three dimensions, with dilation or
+    groups are XLA's everywhere.
     """
     factors = *options["lhs_dilation"], *options["rhs_dilation"], options["feature_group_count"]
-    plain = images.ndim == 4 and isinstance(padding, str) and set(factors) == {1}
+    plain = images.ndim == 4 and set(factors) == {1}
     if plain and jax.default_backend() == "cpu":
         return patch_convolution(images, kernel, strides, padding)
     return lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
 def patch_convolution(
-    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any
 ) -> jax.Array:
     """One product of patches and kernel, from images of shape (count, height, width, channels)."""
     size = kernel.shape[:2]
-    borders = lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
-    images = jnp.pad(images, ((0, 0), *borders, (0, 0)))
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
+    images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     height, width = (images.shape[axis + 1] - size[axis] + 1 for axis in range(2))
     patches = [
         images[:, row : row + height : strides[0], column : column + width : strides[1]]

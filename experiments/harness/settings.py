@@ -36,6 +36,7 @@ FILES = Part("data files", WORKLOADS[1:])
 CHARACTERS = Part("text", ("char_lstm", "char_gpt"))
 NETWORK = Part("network")
 DROPOUT = Part("dropout", FILES.owners)
+BATCH_NORM = Part("batch normalisation", ("lenet",))
 SEQUENCES = Part("sequences", ("ptb", "ptb_small", "char_lstm", "char_gpt"))
 OPTIMIZER = Part("optimizer; the outer loop of one that has two")
 MOMENTUM = Part("momentum", ("sgd", "sam", "entropy_sgd", "snoo", "parle"))
@@ -124,6 +125,7 @@ class Settings:
     width: int = flag(
         NETWORK, 0, whole, f"units or channels of the first layer; the others follow; {OWN}"
     )
+    affine: bool = flag(BATCH_NORM, False, None, "scales, which start from U(0, 1), and shifts")
     layers: int = flag(SEQUENCES, 0, whole, f"layers of an LSTM or GPT; {OWN}")
     length: int = flag(SEQUENCES, 0, whole, f"characters or words per training example; {OWN}")
     context: int = flag(SEQUENCES, 0, whole, "characters or words read before, without a loss")
@@ -152,6 +154,9 @@ class Settings:
     scope: float = flag(ENTROPY, 0.03, number, "γ₀")
     scope_growth: float = flag(ENTROPY, 0.0, number, "γ₁, relative growth of γ at each update")
     noise_scale: float = flag(ENTROPY, 1e-4, number, "ε")
+    decay_after_momentum: bool = flag(
+        ENTROPY, False, None, "add the weight decay to the inner momentum, not to the gradients"
+    )
     averaging: float = flag(ENTROPY, 0.75, number, "α, weight of the newest x′ in μ")
     reset_inner_state: bool = flag(ENTROPY, True, None, "each update drops the inner momentum")
 
@@ -201,6 +206,8 @@ def idle(settings: Settings, name: str) -> str:
         return f"--drop-at and --drop-by need --schedule step; got {settings.schedule}"
     if name == "warmup" and "cosine" not in (settings.schedule, settings.inner_schedule):
         return "--warmup needs --schedule cosine or --inner-schedule cosine"
+    if name == "decay_after_momentum" and not settings.weight_decay:
+        return "--decay-after-momentum needs --weight-decay"
     if name == "context" and settings.sampling == "streams":
         return "--context needs --sampling passes or replacement: a stream carries its state on"
     return ""

@@ -45,7 +45,7 @@ ENTROPY = {
     "inner_momentum": 0.5,  # text
     "scope": 1e-3,  # text: γ, without growth; the authors' notes have 0.01
     "noise_scale": 1e-4,  # text: ε
-    "averaging": 0.75,  # text: α; code 0.25
+    "averaging": 0.75,  # text: α; 0.25 with --as-published
 }
 SGD = {
     "effective_epochs": 55.0,  # text

@@ -221,3 +221,140 @@ def test_the_character_lstm_starts_as_torch_rnn():
         assert norm["scale"].min() >= 0
         assert norm["scale"].mean() == pytest.approx(0.5, abs=0.1)
     assert plain["last"]["bias"].std() == pytest.approx(128**-0.5 / np.sqrt(3), rel=0.3)
+
+
+# Images.
+
+
+def images(*shape: int) -> np.ndarray:
+    return RANDOM.normal(size=shape).astype(np.float32)
+
+
+def make_images(name: str, shape: tuple, **chosen):
+    """A small model as it starts."""
+    data = Dataset(*4 * [np.zeros((1, *shape), np.float32)])
+    model = workloads.get(name).make_model(settings.Settings(width=2, **chosen), data, 10)
+    return model, model.init(KEY)
+
+
+def convolve(x, params, stride=1, border=0):
+    kernel = params["kernel"]
+    size = kernel.shape[0]
+    x = np.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    patches = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
+    products = np.einsum("nhwcij,ijco->nhwo", patches[:, ::stride, ::stride], kernel)
+    return products + params["bias"]
+
+
+def pool(x, size):
+    count, height, width, channels = x.shape
+    return x.reshape(count, height // size, size, width // size, size, channels).max((2, 4))
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def by_batch(x, params):
+    axes = tuple(range(x.ndim - 1))
+    return normalised(x, params, x.mean(axes), x.var(axes))
+
+
+def mnistfc(params, x):
+    x = x.reshape(len(x), -1)
+    for name in ("first", "second"):
+        x = relu(x @ params[name]["kernel"] + params[name]["bias"])
+    return x @ params["last"]["kernel"] + params["last"]["bias"]
+
+
+def lenet(params, x):
+    x = by_batch(pool(relu(convolve(x[..., None], params["conv1"])), 3), params.get("norm1", {}))
+    x = by_batch(pool(relu(convolve(x, params["conv2"])), 2), params.get("norm2", {}))
+    x = relu(x.reshape(len(x), -1) @ params["dense"]["kernel"] + params["dense"]["bias"])
+    return x @ params["last"]["kernel"] + params["last"]["bias"]
+
+
+def allcnn(params, x):
+    strides = (1, 1, 2, 1, 1, 2, 1, 1)
+    for layer, stride in zip(params["layers"].values(), strides, strict=True):
+        x = relu(by_batch(convolve(x, layer["conv"], stride, 1), layer["norm"]))
+    x = relu(by_batch(convolve(x, params["last"]["conv"]), params["last"]["norm"]))
+    return x.mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "affine", "reference"),
+    [
+        ("mnistfc", (28, 28), False, mnistfc),
+        ("lenet", (28, 28), False, lenet),
+        ("lenet", (28, 28), True, lenet),
+        ("allcnn", (8, 8, 3), False, allcnn),
+    ],
+)
+def test_the_training_loss_of_images(name, shape, affine, reference):
+    """The forward pass, and a mean over the batch; biases are not zero at the start."""
+    model, params = make_images(name, shape, affine=affine)
+    inputs, labels = images(3, *shape), np.array([1, 0, 9])
+    plain = numbers(params)
+    assert ("norm1" in plain) == affine
+    loss = jax.jit(model.loss)(params, (inputs, labels, KEY))
+    expected = losses(reference(plain, inputs.astype(np.float64)), labels).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mnistfc", (28, 28)), ("lenet", (28, 28))])
+def test_weights_and_biases_start_within_a_bound_by_their_inputs(name, shape):
+    for layer in numbers(make_images(name, shape)[1]).values():
+        bound = np.prod(layer["kernel"].shape[:-1]) ** -0.5
+        for leaf in layer.values():
+            assert 0 < np.abs(leaf).max() <= bound
+            assert np.abs(leaf).max() > 0.5 * bound or leaf.size < 5  # 2⁻ⁿ for n numbers
+
+
+def test_allcnn_starts_as_torch():
+    for layer in numbers(make_images("allcnn", (8, 8, 3))[1])["layers"].values():
+        bound = np.prod(layer["conv"]["kernel"].shape[:-1]) ** -0.5
+        for leaf in layer["conv"].values():
+            assert 0 < np.abs(leaf).max() <= bound
+        assert 0 <= layer["norm"]["scale"].min() < layer["norm"]["scale"].max() < 1
+        assert not layer["norm"]["bias"].any()
+
+
+@pytest.mark.parametrize("name", ["mnistfc", "lenet", "allcnn"])
+def test_images_are_drawn_with_replacement_and_adam_has_batches_of_256(name):
+    usual = workloads.get(name).settings
+    assert {chosen.sampling for chosen in usual.values()} == {"replacement"}
+    assert usual["entropy_sgd"].batch_size == 128
+    assert usual["adam"].batch_size == (128 if name == "allcnn" else 256)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_weight_decay_before_or_after_the_inner_momentum(after):
+    """Nesterov's momentum μ of d: the direction is d + μ m; α = 1 and η = 1 give the last x′."""
+    eta, mu, decay = 0.1, 0.9, 0.5
+    chosen = settings.Settings(
+        learning_rate=1.0, inner_steps=3, inner_learning_rate=eta, scope=0.0, averaging=1.0,
+        noise_scale=0.0, inner_momentum=mu, weight_decay=decay, decay_after_momentum=after,
+    )  # fmt: skip
+    contestant, _ = contestants.prepare("entropy_sgd", chosen, 10_000, 1)
+    slope = lambda params, batch: batch[0] + 0 * params  # noqa: E731
+    params = jnp.full(1, 2.0)
+    take = jax.jit(contestant.take_round, static_argnums=(0, 1))
+    state = contestant.optimizer.init(params)
+    params, _ = take(contestant.optimizer, slope, params, state, (jnp.arange(3.0),))
+    x, trace = 2.0, 0.0
+    for gradient in range(3):
+        gradient += 0 if after else decay * x
+        trace = gradient + mu * trace
+        x -= eta * (gradient + mu * trace + (decay * x if after else 0))
+    np.testing.assert_allclose(params[0], x, rtol=1e-5)
+
+
+def test_as_published_is_the_authors_average_and_noise():
+    chosen = settings.Settings(averaging=0.75, noise_scale=1e-4, scope=0.1)
+    published = settings.as_published(chosen)
+    assert published.averaging == 0.25
+    assert published.noise_scale == pytest.approx(1.41421356e-4, rel=1e-7)
+    assert published == settings.Settings(
+        averaging=0.25, noise_scale=published.noise_scale, scope=0.1
+    )

@@ -17,6 +17,7 @@ from experiments.data.cifar10 import RECORD
 from experiments.data.images import MNIST_FILES
 from experiments.harness import contestants, evaluation, logs
 from experiments.harness.settings import (
+    BATCH_NORM,
     DROPOUT,
     INNER,
     NETWORK,
@@ -287,6 +288,8 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
         ("digits --drop-at 0.5 --schedule cosine", "--drop-at and --drop-by need --schedule step"),
         ("digits --schedule step", "--schedule step needs --drop-at"),
         ("digits --sampling streams", "--sampling streams: the network of digits has no state"),
+        ("digits --decay-after-momentum", "--decay-after-momentum needs --weight-decay"),
+        ("digits --optimizer sgd --as-published", "--as-published does nothing"),
         ("ptb --context 5", "--context needs --sampling passes or replacement"),
         ("mnistfc --warmup 0.1", "--warmup needs --schedule cosine"),
         ("digits --effective-epochs 1 --inner-steps 1000", "allowed are 500, half a round, to"),
@@ -346,7 +349,7 @@ def test_the_flags_of_an_optimizer_are_what_it_reads(optimizer):
     if optimizer not in INNER.owners:  # then the only schedule is another one here
         reads.settings = Settings(schedule="cosine")
         contestants.prepare(optimizer, reads, 10_000, 5)
-    of_networks = (NETWORK, DROPOUT, SEQUENCES)
+    of_networks = (NETWORK, BATCH_NORM, DROPOUT, SEQUENCES)
     settings = {name: part for name, part in PARTS.items() if hasattr(Settings, name)}
     assert reads.names == {
         name
@@ -367,7 +370,7 @@ def test_the_flags_of_a_workload_are_what_it_reads(workload, data, monkeypatch):
     assert reads.names == {
         name
         for name, part in PARTS.items()
-        if part in (NETWORK, DROPOUT, SEQUENCES) and part.is_of(workload, "")
+        if part in (NETWORK, BATCH_NORM, DROPOUT, SEQUENCES) and part.is_of(workload, "")
     }
 
 
