@@ -87,6 +87,7 @@ def test_the_loss_and_the_state_after_two_windows(name):
     model, params = make(name)
     steps, states = LENGTH if name.startswith("ptb") else 1, zero_states(BATCH)
     plain, carry = numbers(params), 7 + model.carry(BATCH)  # a start forgets what was before
+    assert bool(plain.get("norms")) == (name == "char_lstm")
     for first in (True, False):
         inputs, labels = windows(BATCH), windows(BATCH)
         logits, states, _ = forward(plain, inputs, states)

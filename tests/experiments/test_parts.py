@@ -212,6 +212,7 @@ def test_gpt_sees_only_what_came_before():
     ("name", "shape", "classes", "weights"),
     [
         ("mnistfc", (1, 28, 28), 10, 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10),
+        ("lenet", (1, 28, 28), 10, 20 * 26 + 50 * 501 + 500 * 201 + 10 * 501),
         ("allcnn", (1, 32, 32, 3), 10, 1_667_166),  # the paper's number
         ("ptb", (1, 35), 10_000, None),  # "66 million"
         ("ptb_small", (1, 20), 10_000, None),
