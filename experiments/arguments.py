@@ -13,6 +13,7 @@ from experiments.data import download
 from experiments.harness.contestants import RECIPES
 from experiments.harness.settings import (
     CHARACTERS,
+    ENTROPY,
     FIELDS,
     FILES,
     PARTS,
@@ -82,6 +83,11 @@ def make_parser(workload: str | None = None, optimizer: str = "entropy_sgd") -> 
         "--optimizer", type=one_of(tuple(RECIPES)), metavar="NAME", default="entropy_sgd",
         help=f"one of {', '.join(RECIPES)} (default entropy_sgd)",
     )  # fmt: skip
+    if any(ENTROPY.is_of(*pair) for pair in pairs):
+        parser.add_argument(
+            "--as-published", action="store_true", default=None,
+            help="α = 0.25 and √2 times the noise, as the authors' code instead of their paper",
+        )  # fmt: skip
     parser.add_argument("-h", "--help", action=Help, help="show this and exit")
     parser.add_argument(
         "--seeds", type=positive, metavar="N", default=1, help="how many networks (default 1)"

@@ -69,6 +69,8 @@ def prepare(options: argparse.Namespace) -> Run:
     if options.prune:
         contestant = judged_pruned(contestant, options.prune)
     model = workload.make_model(chosen, dataset, classes)
+    if chosen.sampling == "streams" and model.carry is None:
+        raise InputError(f"--sampling streams: the network of {options.workload} has no state")
     return Run(workload, chosen, dataset, model, contestant, budget)
 
 

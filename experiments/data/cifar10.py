@@ -27,7 +27,7 @@ ARCHIVE = 1 << 28  # bytes that an unpacked archive may have; the official ones 
 HEADERS = 1 << 18  # bytes of all headers in an archive, of which the official ones have nine
 TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
 TEST = ["test_batch"]
-REGULARISER = 1e-5  # added to every variance by the whitening: text
+REGULARISER = 1e-5  # added to every standard deviation by the whitening: code
 
 
 def load_cifar10(directory: str, validation: int = 0) -> Dataset:
@@ -186,7 +186,7 @@ def whiten(dataset: Dataset) -> Dataset:
     test = normalise_contrast(dataset.test_inputs)
     mean = train.mean(0)
     variances, axes = np.linalg.eigh(np.cov(train - mean, rowvar=False, bias=True))
-    scales = 1 / np.sqrt(np.maximum(variances, 0) + REGULARISER)
+    scales = 1 / (np.sqrt(np.maximum(variances, 0)) + REGULARISER)
     transform = ((axes * scales) @ axes.T).astype(np.float32)
     shape = dataset.train_inputs.shape[1:]
     return dataset._replace(

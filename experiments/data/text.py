@@ -15,7 +15,7 @@ LARGEST = 1 << 27  # bytes of a text, unpacked; 100 million characters are commo
 PTB_FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
 PTB_LARGEST = 1 << 23  # bytes; the training text has 5 million
 PTB_WORDS = 10_000  # different ones in the published files
-SHARES = (0.9, 0.95)  # where training and validation end, as parts of a text of characters
+SHARES = (0.9, 0.95)  # ours: where training and validation end, as parts of a text of characters
 
 
 class Text(NamedTuple):
@@ -48,8 +48,13 @@ def load_ptb(directory: str, validation: int = 0) -> Text:
     return Text(train, test, len(numbers))
 
 
-def load_characters(directory: str | None, name: str, validation: int = 0) -> Text:
-    """Any file, byte by byte: 90 % to train on, 5 % to validate, 5 % to test.
+def load_characters(
+    directory: str | None,
+    name: str,
+    validation: int = 0,
+    shares: tuple[float, float] = SHARES,
+) -> Text:
+    """Any file, byte by byte: 90 % to train on, 5 % to validate, 5 % to test, or other shares.
 
     `name` is looked for in `directory`, if there is one, or is a path.
     """
@@ -58,7 +63,7 @@ def load_characters(directory: str | None, name: str, validation: int = 0) -> Te
     known = np.zeros(256, bool)
     known[content] = True
     numbers = (np.cumsum(known, dtype=np.int32) - 1)[content]
-    first, second = (int(share * len(numbers)) for share in SHARES)
+    first, second = (int(share * len(numbers)) for share in shares)
     judged = numbers[first:second][:validation] if validation else numbers[second:]
     return Text(numbers[:first], judged, int(known.sum()))
 

@@ -6,6 +6,7 @@ To use the library in your own loop, compare `optax_round` with `entropy_round`,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,31 @@ def sam_round(optimizer: Any, grad_fn: Any, params: Any, state: Any, batches: An
     return params, state
 
 
+def carried_round(
+    optimizer: Any, grad_fn: Any, params: Any, state: Any, batches: Any, carry: Any, sam: bool
+) -> Any:
+    """One update after each batch, and the network's state goes on from one to the next.
+
+    Two loops in streaming mode make an inner step in each, at an x′ that `params` then holds; a
+    round is L of them, so that `params` is x again. SAM's second gradient starts from the state of
+    the first.
+    """
+
+    def step(held: Any, batch: Any) -> Any:
+        params, state, carry = held
+        grads, after = grad_fn(params, batch, carry)
+        second = {"grad_fn": lambda params, _: grad_fn(params, batch, carry)[0]} if sam else {}
+        updates, state = optimizer.update(grads, state, params, **second)
+        return (optax.apply_updates(params, updates), state, after), None
+
+    return jax.lax.scan(step, (params, state, carry), batches)[0]
+
+
+def carried_replicas_round(optimizer: Any, grad_fn: Any, *rest: Any) -> Any:
+    """Every replica has a state of its own, and a gradient on each batch."""
+    return carried_round(optimizer, jax.vmap(grad_fn, (0, None, 0)), *rest, sam=False)
+
+
 # The optimizers.
 
 
@@ -107,6 +133,7 @@ def snoo(settings: Settings, budget: Budget) -> Contestant:
         inner_steps=settings.inner_steps,
         inner_learning_rate=inner_rate(settings, budget.gradient_evaluations),
         inner_transform=adamw_direction(settings),
+        streaming=streams(settings),
     )
     return Contestant(optimizer, entropy_round)
 
@@ -127,6 +154,9 @@ def parle_sgd(settings: Settings, budget: Budget) -> Contestant:
         **inner,
     )
 
+    def stream(grads: Any, state: Any, params: Any, **_: Any) -> Any:
+        return jax.vmap(one.update, axis_name=AXIS)(grads, state, params)
+
     def update(grads: Any, state: Any, params: Any, *, grad_fn: Any, batches: Any) -> Any:
         def update_one(state: Any, params: Any, batches: Any) -> Any:
             return one.update(grads, state, params, grad_fn=grad_fn, batches=batches)
@@ -135,7 +165,9 @@ def parle_sgd(settings: Settings, budget: Budget) -> Contestant:
         return jax.vmap(update_one, axis_name=AXIS)(state, params, own)
 
     return Contestant(
-        optax.GradientTransformationExtraArgs(jax.vmap(one.init), update),
+        optax.GradientTransformationExtraArgs(
+            jax.vmap(one.init), stream if streams(settings) else update
+        ),
         entropy_round,
         prepare=lambda params: jax.tree.map(lambda x: jnp.stack([x] * replicas), params),
         reported=lambda params: jax.tree.map(lambda x: x.mean(0), params),
@@ -160,21 +192,35 @@ def prepare(
     """The optimizer `name` and its budget of gradient evaluations."""
     entropic = name in ("entropy_sgd", "entropy_adam", "snoo", "parle")
     per_round = settings.inner_steps if entropic else ROUND
+    replicas = settings.replicas if name == "parle" else 1
+    shared = replicas if streams(settings) else 1  # batches have an order, which each replica needs
     budget = make_budget(
         settings.effective_epochs,
         examples,
         settings.batch_size,
-        per_round * (settings.replicas if name == "parle" else 1),
-        gradients_per_batch=2 if name == "sam" else 1,
+        per_round * replicas,
+        gradients_per_batch=2 if name == "sam" else shared,
         measurements=measurements,
+        sampling=settings.sampling,
     )
     try:
-        return RECIPES[name](settings, budget), budget
+        contestant = RECIPES[name](settings, budget)
+        return carried(name, contestant) if streams(settings) else contestant, budget
     except ValueError as error:  # the library says what it does not allow
         raise InputError(str(error)) from error
 
 
+def carried(name: str, contestant: Contestant) -> Contestant:
+    if name == "parle":
+        return contestant._replace(take_round=carried_replicas_round)
+    return contestant._replace(take_round=functools.partial(carried_round, sam=name == "sam"))
+
+
 # Their parts.
+
+
+def streams(settings: Settings) -> bool:
+    return settings.sampling == "streams"
 
 
 def schedule(settings: Settings, steps: int) -> optax.ScalarOrSchedule:
@@ -207,14 +253,17 @@ def cosine(peak: float, warmup: float, steps: int) -> optax.Schedule:
 def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:
     """What Entropy-SGD, Entropy-Adam and Parle have in common; η′ falls over so many gradients."""
     momentum = [optax.trace(settings.inner_momentum, nesterov=True)]
+    decay = weight_decay(settings)
+    rest = [*momentum, *decay] if settings.decay_after_momentum else [*decay, *momentum]
     return {
         "inner_steps": settings.inner_steps,
         "inner_learning_rate": inner_rate(settings, gradients),
         "scope": scoping(settings.scope, settings.scope_growth),
         "noise_scale": settings.noise_scale,
         "averaging": settings.averaging,
-        "inner_transform": optax.chain(*regularisers(settings), *momentum),
+        "inner_transform": optax.chain(*clipping(settings), *rest),
         "reset_inner_state": settings.reset_inner_state,
+        "streaming": streams(settings),
     }
 
 
@@ -225,8 +274,12 @@ def clipping(settings: Settings) -> list[optax.GradientTransformation]:
 
 def regularisers(settings: Settings) -> list[optax.GradientTransformation]:
     """What is done to every gradient before momentum."""
+    return clipping(settings) + weight_decay(settings)
+
+
+def weight_decay(settings: Settings) -> list[optax.GradientTransformation]:
     decay = settings.weight_decay
-    return clipping(settings) + ([optax.add_decayed_weights(decay)] if decay else [])
+    return [optax.add_decayed_weights(decay)] if decay else []
 
 
 def adamw_direction(settings: Settings) -> optax.GradientTransformation:

@@ -18,37 +18,73 @@ from jax import lax
 
 from experiments.harness.evaluation import CHUNK, Model
 
-# Torch's default for weights: uniform within ±1/√fan_in. Biases start at zero here, which is ours.
+# Torch's default for weights: uniform within ±1/√fan_in.
 torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def pure(make: Callable[[nnx.Rngs], nnx.Module], chunk: int = CHUNK) -> Model:
-    """`make(rngs)` builds a module called with (inputs, key); without a key, dropout is off."""
+def within(bound: float) -> Callable[..., jax.Array]:
+    """Draws uniformly within ±bound."""
+    return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+
+
+def torch_linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """Weights and biases within ±1/√fan_in, as Torch has them."""
+    bias = within(inputs**-0.5)
+    return nnx.Linear(inputs, outputs, kernel_init=torch_uniform, bias_init=bias, rngs=rngs)
+
+
+def torch_conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, **options: Any) -> nnx.Conv:
+    """Likewise, a convolution of size × size."""
+    bias = within((inputs * size**2) ** -0.5)
+    init = {"kernel_init": torch_uniform, "bias_init": bias, "rngs": rngs}
+    return Conv(inputs, outputs, (size, size), **init, **options)
+
+
+def torch_norm(features: int, rngs: nnx.Rngs, affine: bool = True) -> nnx.BatchNorm:
+    """With shifts, and scales from U(0, 1), as Torch had them then; or without both."""
+    scales = nnx.initializers.uniform(1.0)
+    return nnx.BatchNorm(features, use_bias=affine, use_scale=affine, scale_init=scales, rngs=rngs)
+
+
+def pure(make: Callable[[nnx.Rngs], nnx.Module], chunk: int = CHUNK, **rest: Any) -> Model:
+    """`make(rngs)` builds a module called with (inputs, key); without a key, dropout is off.
+
+    `rest` goes to the Model; with a `carry` there the module may be called with a state too.
+    """
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     abstract.train()
     training, _, statistics, _ = nnx.split(abstract, nnx.Param, nnx.BatchStat, ...)
     abstract.eval()
     evaluating = nnx.graphdef(abstract)
 
-    def training_logits(params: Any, inputs: jax.Array, key: jax.Array) -> jax.Array:
+    def training_logits(params: Any, inputs: jax.Array, key: jax.Array, *carry: Any) -> Any:
         unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
-        return nnx.merge(training, params, unused)(inputs, key)
+        return nnx.merge(training, params, unused)(inputs, key, *carry)
+
+    def logits(params: Any, known: Any, inputs: jax.Array, *carry: Any) -> Any:
+        return nnx.merge(evaluating, params, known)(inputs, None, *carry)
 
     return Model(
         init=lambda key: nnx.state(make(nnx.Rngs(key)), nnx.Param),
         training_logits=training_logits,
-        statistics=lambda params, batches: batch_statistics(abstract, params, batches),
-        logits=lambda params, known, inputs: nnx.merge(evaluating, params, known)(inputs),
+        statistics=lambda params, batches: batch_statistics(
+            abstract, params, batches, rest.get("carry")
+        ),
+        logits=logits,
         chunk=chunk,
+        **rest,
     )
 
 
-def batch_statistics(model: nnx.Module, params: Any, batches: jax.Array) -> Any:
+def batch_statistics(
+    model: nnx.Module, params: Any, batches: jax.Array, carry: Callable[[int], Any] | None = None
+) -> Any:
     """What every BatchNorm of `model` should use at `params`: means over `batches`, dropout off.
 
     `batches` has shape (batches, batch_size, ...). Call it before each evaluation, and evaluate
     with `nnx.merge(graphdef_in_eval_mode, params, statistics)`. Mean and variance are averaged
-    over the batches. `model` gives the structure only, and may be abstract.
+    over the batches. `model` gives the structure only, and may be abstract. With a `carry`, the
+    state of a number of streams, it goes on from batch to batch.
     """
     model = nnx.merge(*nnx.split(model))  # a copy, to leave the caller's in its mode
     model.set_attributes(
@@ -58,13 +94,17 @@ def batch_statistics(model: nnx.Module, params: Any, batches: jax.Array) -> Any:
     if not jax.tree.leaves(known):
         return known
 
-    def of_batch(batch: jax.Array) -> Any:
+    def of_batch(state: Any, batch: jax.Array) -> Any:
         unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), known)
         replay = nnx.merge(graphdef, params, unused, rest)
-        replay(batch)
-        return nnx.state(replay, nnx.BatchStat)
+        if carry:
+            _, state = replay(batch, None, state)
+        else:
+            replay(batch)
+        return state, nnx.state(replay, nnx.BatchStat)
 
-    return jax.tree.map(lambda x: x.mean(0), lax.map(of_batch, batches))
+    _, found = lax.scan(of_batch, carry(batches.shape[1]) if carry else None, batches)
+    return jax.tree.map(lambda x: x.mean(0), found)
 
 
 def dropout(inputs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -93,23 +133,24 @@ def convolution(
 ) -> jax.Array:
     """XLA's, but on CPUs by patches: 6 times as fast inside of a loop, where training is.
 
-    `benchmarks/convolutions.py` compares them. Those in one or three dimensions, with dilation,
-    groups or borders in numbers are XLA's everywhere.
+    `benchmarks/convolutions.py` compares them. Those in one or three dimensions, with dilation or
+    groups are XLA's everywhere.
     """
     factors = *options["lhs_dilation"], *options["rhs_dilation"], options["feature_group_count"]
-    plain = images.ndim == 4 and isinstance(padding, str) and set(factors) == {1}
+    plain = images.ndim == 4 and set(factors) == {1}
     if plain and jax.default_backend() == "cpu":
         return patch_convolution(images, kernel, strides, padding)
     return lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
 def patch_convolution(
-    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any
 ) -> jax.Array:
     """One product of patches and kernel, from images of shape (count, height, width, channels)."""
     size = kernel.shape[:2]
-    borders = lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
-    images = jnp.pad(images, ((0, 0), *borders, (0, 0)))
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
+    images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     height, width = (images.shape[axis + 1] - size[axis] + 1 for axis in range(2))
     patches = [
         images[:, row : row + height : strides[0], column : column + width : strides[1]]
@@ -122,18 +163,27 @@ def patch_convolution(
 Conv = functools.partial(nnx.Conv, conv_general_dilated=convolution)
 
 
-class LSTM(nnx.Module):
-    """One layer, from a state of zeros. The inputs of all steps are multiplied at once."""
+def zeros(layers: int, features: int) -> Callable[[int], jax.Array]:
+    """The state of LSTM layers before so many streams start."""
+    return lambda streams: jnp.zeros((layers, 2, streams, features))
 
-    def __init__(self, inputs: int, features: int, init: Any, rngs: nnx.Rngs):
-        """All weights are drawn from `init`; biases start at zero."""
-        self.inputs = nnx.Linear(inputs, 4 * features, kernel_init=init, rngs=rngs)
+
+class LSTM(nnx.Module):
+    """One layer. The inputs of all steps are multiplied at once."""
+
+    def __init__(self, inputs: int, features: int, init: Any, bias_init: Any, rngs: nnx.Rngs):
+        """Both kernels are drawn from `init`; the gates write, keep, read, then what is written."""
+        self.inputs = nnx.Linear(
+            inputs, 4 * features, kernel_init=init, bias_init=bias_init, rngs=rngs
+        )
         self.recurrent = nnx.Linear(
             features, 4 * features, use_bias=False, kernel_init=init, rngs=rngs
         )
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """From (batch, time, inputs) to (batch, time, features)."""
+    def __call__(self, inputs: jax.Array, carry: Any) -> tuple[jax.Array, jax.Array]:
+        """From (batch, time, inputs) and a state (2, batch, features) to (batch, time, features)
+        and the state afterwards.
+        """
         kernel = self.recurrent.kernel[...]
 
         def step(carry: tuple[jax.Array, jax.Array], driven: jax.Array) -> Any:
@@ -145,5 +195,5 @@ class LSTM(nnx.Module):
             return (hidden, cell), hidden
 
         driven = self.inputs(inputs).swapaxes(0, 1)
-        zeros = jnp.zeros((inputs.shape[0], kernel.shape[0]), driven.dtype)
-        return lax.scan(step, (zeros, zeros), driven)[1].swapaxes(0, 1)
+        carry, hidden = lax.scan(step, (carry[0], carry[1]), driven)
+        return hidden.swapaxes(0, 1), jnp.stack(carry)

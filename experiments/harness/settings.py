@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from experiments.io.errors import InputError, near
 
-WORKLOADS = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "char_lstm", "char_gpt")
+WORKLOADS = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "ptb_small", "char_lstm", "char_gpt")
+SAMPLINGS = ("passes", "replacement", "streams")
 SCHEDULES = ("constant", "cosine", "step")
 OWN = "0 for the workload's own"
 
@@ -35,7 +36,8 @@ FILES = Part("data files", WORKLOADS[1:])
 CHARACTERS = Part("text", ("char_lstm", "char_gpt"))
 NETWORK = Part("network")
 DROPOUT = Part("dropout", FILES.owners)
-SEQUENCES = Part("sequences", ("ptb", "char_lstm", "char_gpt"))
+BATCH_NORM = Part("batch normalisation", ("lenet",))
+SEQUENCES = Part("sequences", ("ptb", "ptb_small", "char_lstm", "char_gpt"))
 OPTIMIZER = Part("optimizer; the outer loop of one that has two")
 MOMENTUM = Part("momentum", ("sgd", "sam", "entropy_sgd", "snoo", "parle"))
 ADAM = Part("Adam", ("adam", "adamw", "entropy_adam", "snoo"))
@@ -112,10 +114,18 @@ class Settings:
         TRAINING, 10.0, above_zero, "gradients × batch size / training examples"
     )
     batch_size: int = flag(TRAINING, 128, positive, "examples per gradient")
+    sampling: str = flag(
+        TRAINING,
+        "passes",
+        SAMPLINGS,
+        "shuffled passes; draws with replacement; or, of an LSTM, windows in order, each batch "
+        "from the state after the last",
+    )
 
     width: int = flag(
         NETWORK, 0, whole, f"units or channels of the first layer; the others follow; {OWN}"
     )
+    affine: bool = flag(BATCH_NORM, False, None, "scales, which start from U(0, 1), and shifts")
     layers: int = flag(SEQUENCES, 0, whole, f"layers of an LSTM or GPT; {OWN}")
     length: int = flag(SEQUENCES, 0, whole, f"characters or words per training example; {OWN}")
     context: int = flag(SEQUENCES, 0, whole, "characters or words read before, without a loss")
@@ -144,6 +154,9 @@ class Settings:
     scope: float = flag(ENTROPY, 0.03, number, "γ₀")
     scope_growth: float = flag(ENTROPY, 0.0, number, "γ₁, relative growth of γ at each update")
     noise_scale: float = flag(ENTROPY, 1e-4, number, "ε")
+    decay_after_momentum: bool = flag(
+        ENTROPY, False, None, "add the weight decay to the inner momentum, not to the gradients"
+    )
     averaging: float = flag(ENTROPY, 0.75, number, "α, weight of the newest x′ in μ")
     reset_inner_state: bool = flag(ENTROPY, True, None, "each update drops the inner momentum")
 
@@ -155,11 +168,22 @@ class Settings:
 
 FIELDS = dataclasses.fields(Settings)
 PARTS: dict[str, Part] = {field.name: field.metadata["part"] for field in FIELDS}
-PARTS |= {"data_dir": FILES, "download": FILES, "text": CHARACTERS}
+PARTS |= {"as_published": ENTROPY, "data_dir": FILES, "download": FILES, "text": CHARACTERS}
+
+
+def as_published(settings: Settings) -> Settings:
+    """With α = 0.25, and noise of standard deviation √(2η′) ε, as the authors' code has them.
+
+    Their paper has α = 0.75 and √η′ ε.
+    """
+    return dataclasses.replace(
+        settings, averaging=0.25, noise_scale=math.sqrt(2) * settings.noise_scale
+    )
 
 
 def override(settings: Settings, options: argparse.Namespace) -> Settings:
     """The settings with those replaced that the command line names."""
+    settings = as_published(settings) if options.as_published else settings
     given = {
         field.name: getattr(options, field.name)
         for field in FIELDS
@@ -182,4 +206,8 @@ def idle(settings: Settings, name: str) -> str:
         return f"--drop-at and --drop-by need --schedule step; got {settings.schedule}"
     if name == "warmup" and "cosine" not in (settings.schedule, settings.inner_schedule):
         return "--warmup needs --schedule cosine or --inner-schedule cosine"
+    if name == "decay_after_momentum" and not settings.weight_decay:
+        return "--decay-after-momentum needs --weight-decay"
+    if name == "context" and settings.sampling == "streams":
+        return "--context needs --sampling passes or replacement: a stream carries its state on"
     return ""

@@ -32,8 +32,9 @@ class Contestant(NamedTuple):
     """An optimizer, and how it spends one round of mini-batches."""
 
     optimizer: optax.GradientTransformationExtraArgs
-    # (optimizer, grad_fn, params, state, batches) -> (params, state)
-    take_round: Callable[..., tuple[Params, optax.OptState]]
+    # (optimizer, grad_fn, params, state, batches) -> (params, state); in streams, `grad_fn` is
+    # from (params, batch, carry) to (gradient, carry), and a carry comes in and out last.
+    take_round: Callable[..., Any]
     # Replicas are trained instead of one network where these two say so.
     prepare: Callable[[Params], Params] = lambda params: params  # what to train, from the start
     reported: Callable[[Params], Params] = lambda params: params  # what to evaluate, from that
@@ -47,6 +48,7 @@ class Budget(NamedTuple):
     batch_size: int
     gradients_per_batch: int = 1  # SAM evaluates two
     measurements: int = MEASUREMENTS
+    sampling: str = "passes"  # in `settings.SAMPLINGS`
 
     @property
     def gradient_evaluations(self) -> int:
@@ -83,7 +85,7 @@ class Checkpoints(Protocol):
 
 
 def make_budget(
-    effective_epochs: float, examples: int, batch_size: int, inner_steps: int, **rest: int
+    effective_epochs: float, examples: int, batch_size: int, inner_steps: int, **rest: Any
 ) -> Budget:
     """The whole rounds nearest to `effective_epochs`, each of examples / batch_size evaluations."""
     if batch_size > examples:
@@ -114,7 +116,7 @@ def train(
     """
     data = jax.device_put(dataset)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    trained = start(contestant, model, keys)
+    trained = start(contestant, model, keys, budget)
     measure = functools.partial(_measure, contestant.reported, model, map_seeds)
 
     first = 0
@@ -138,8 +140,11 @@ def train(
             checkpoints.save(index + 1, jax.tree.map(jnp.copy, trained))
 
 
-def start(contestant: Contestant, model: Model, keys: jax.Array) -> tuple[Params, optax.OptState]:
-    """Parameters and optimizer state of every seed; the same parameters for every optimizer."""
+def start(contestant: Contestant, model: Model, keys: jax.Array, budget: Budget) -> tuple[Any, ...]:
+    """Parameters and optimizer state of every seed; the same parameters for every optimizer.
+
+    In streams also the network's state.
+    """
     params = jax.jit(jax.vmap(contestant.prepare))(_initial_params(model, keys))
     state = jax.jit(jax.vmap(contestant.optimizer.init))(params)
     # Under vmap every seed starts from the optimizer's one key: give each its own noise.
@@ -147,26 +152,35 @@ def start(contestant: Contestant, model: Model, keys: jax.Array) -> tuple[Params
         own = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
         own = own.reshape((-1,) + (1,) * (same.ndim - 1))
         state = optax.tree.set(state, rng_key=jnp.broadcast_to(own, same.shape))
-    return params, state
+    if budget.sampling != "streams":
+        return params, state
+    zeros = contestant.prepare(model.carry(budget.batch_size))
+    return params, state, jnp.stack([zeros] * len(keys))
 
 
 def _compile_segment(
     contestant: Contestant,
     model: Model,
-    trained: tuple[Params, optax.OptState],
+    trained: tuple[Any, ...],
     keys: jax.Array,
     budget: Budget,
     data: Dataset,
     map_seeds: Callable,
-) -> Callable[..., tuple[Params, optax.OptState]]:
+) -> Callable[..., tuple[Any, ...]]:
     """Compiles ahead, so that no measured time holds compilation."""
-    grad_fn = jax.grad(model.loss)
+    streams = budget.sampling == "streams"
+    grad_fn = jax.grad(model.carried_loss, has_aux=True) if streams else jax.grad(model.loss)
 
     def advance(trained: Any, order: jax.Array, masks: jax.Array, rounds: Any, data: Dataset):
         def one_round(index: jax.Array, trained: Any) -> Any:
             rows = order[index]
             batches = data.train_inputs[rows], data.train_labels[rows], masks[index]
-            return contestant.take_round(contestant.optimizer, grad_fn, *trained, batches)
+            params, state, *carry = trained
+            if streams:
+                batches += (rows[:, 0] == 0,)  # where the first stream, and so each, starts
+            return contestant.take_round(
+                contestant.optimizer, grad_fn, params, state, batches, *carry
+            )
 
         return lax.fori_loop(0, rounds, one_round, trained)
 
@@ -200,7 +214,13 @@ def draw_segment(
 
     def draw_seed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.fold_in(key, 2), index)
-        order = shuffled_passes(key, rounds * batches * budget.batch_size, examples)
+        count = rounds * batches * budget.batch_size
+        if budget.sampling == "streams":
+            order = in_streams(index * rounds * batches, count, budget.batch_size, examples)
+        elif budget.sampling == "replacement":
+            order = jax.random.randint(key, (count,), 0, examples)
+        else:
+            order = shuffled_passes(key, count, examples)
         masks = jax.random.split(jax.random.fold_in(key, 3), (rounds, batches))
         return order.reshape(rounds, batches, budget.batch_size), masks
 
@@ -211,6 +231,16 @@ def shuffled_passes(key: jax.Array, count: int, examples: int) -> jax.Array:
     """The first `count` indices of shuffled passes over the examples, one after another."""
     keys = jax.random.split(key, math.ceil(count / examples))
     return jax.vmap(lambda key: jax.random.permutation(key, examples))(keys).reshape(-1)[:count]
+
+
+def in_streams(first: Any, count: int, streams: int, examples: int) -> jax.Array:
+    """`count` indices from batch `first` on: in each batch, the next window of every stream.
+
+    Streams are equally long parts of the text; what is left over at its end is not read.
+    """
+    length = examples // streams
+    windows = (first + jnp.arange(count // streams)) % length
+    return (windows[:, None] + length * jnp.arange(streams)).reshape(-1)
 
 
 def _measure(reported: Callable, model: Model, map_seeds: Callable, params: Params, data: Dataset):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 # Of both loops a cosine; the inner momentum lives on.
 FIXED = ["--schedule", "cosine", "--inner-schedule", "cosine", "--no-reset-inner-state"]
-# The dropout of the paper's Entropy-SGD; smaller batches than the paper's 128 for the LSTM, which
-# otherwise would make few steps; a GPT that a CPU can train.
+# The dropout and batches of the paper's Entropy-SGD for all; smaller batches than the paper's 128
+# for the LSTM, which otherwise would make few steps; a GPT that a CPU can train.
 OWN = {
-    "mnistfc": ["--dropout", "0.15"],
-    "lenet": ["--dropout", "0.25"],
+    "mnistfc": ["--dropout", "0.15", "--batch-size", "128"],
+    "lenet": ["--dropout", "0.25", "--batch-size", "128"],
     "char_lstm": ["--dropout", "0", "--batch-size", "32"],
     "char_gpt": [
         *("--dropout", "0", "--batch-size", "32"),

@@ -28,7 +28,8 @@ from experiments.io.errors import one_line_errors
 from experiments.studies import RESULTS
 from experiments.studies.grids import FIXED, GRIDS, OWN
 
-FOLDERS = {"mnistfc": "mnist", "lenet": "mnist", "allcnn": "cifar10", "ptb": "ptb"}  # else text
+FOLDERS = {"mnistfc": "mnist", "lenet": "mnist", "allcnn": "cifar10"}
+FOLDERS |= {"ptb": "ptb", "ptb_small": "ptb"}  # else text
 EPOCHS = {"mnistfc": 2.0, "lenet": 1.0, "char_lstm": 0.3, "char_gpt": 0.5}  # of each setting
 OPTIMIZERS = list(dict.fromkeys(itertools.chain(*GRIDS.values())))
 

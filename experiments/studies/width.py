@@ -229,7 +229,7 @@ CONDITIONS = {
     ),
     "90 % pruned": Condition(["digits", "--prune", "0.9", "--effective-epochs", "50"]),
     "95 % pruned, LeNet": Condition(
-        ["lenet", "--prune", "0.95", "--effective-epochs", "2"],
+        ["lenet", "--prune", "0.95", "--effective-epochs", "2", "--batch-size", "128"],
         LENET,
         tuning_seeds=1,
         finalist_seeds=3,

@@ -1,7 +1,9 @@
 """What can be trained: a file each, with its data, its network and the paper's settings.
 
 Where a number comes from is said beside it: `text` is the paper, `code` what its authors published,
-`ours` a choice of this project where neither says it.
+`job` a script there that started their runs, `ours` a choice of this project where none of them
+says it. Where they disagree, the default is what the paper's table came from as far as that is
+known, and a flag gives the other.
 """
 
 from __future__ import annotations

@@ -215,7 +215,9 @@ def test_a_flipped_byte_in_an_archive_is_found(tmp_path):
 
 
 def test_whitening_is_what_numpy_states():
-    images = RANDOM.integers(0, 256, (60, 2, 2, 3)).astype(np.uint8)
+    images = RANDOM.integers(0, 255, (60, 2, 2, 3)).astype(np.uint8)
+    # A weak direction, of variance 5e-5: what is added to the variance would change it by 9 %.
+    images[:, 0, 0, 1] = images[:, 0, 0, 0] + RANDOM.integers(0, 2, 60)
     dataset = Dataset(images[:50], np.zeros(50), images[50:], np.zeros(10))
     white = cifar10.whiten(dataset)
 
@@ -224,10 +226,13 @@ def test_whitening_is_what_numpy_states():
     train = x[:50]
     covariance = (train - train.mean(0)).T @ (train - train.mean(0)) / 50
     values, vectors = np.linalg.eigh(covariance)
-    transform = vectors @ np.diag((values + 1e-5) ** -0.5) @ vectors.T
+    transform = vectors @ np.diag(1 / (np.sqrt(np.maximum(values, 0)) + 1e-5)) @ vectors.T
     expected = (x - train.mean(0)) @ transform
-    np.testing.assert_allclose(white.train_inputs.reshape(50, -1), expected[:50], atol=2e-3)
-    np.testing.assert_allclose(white.test_inputs.reshape(10, -1), expected[50:], atol=2e-3)
+    # Contrast normalisation has taken one direction, the mean: only rounding is left along it.
+    found = np.concatenate([white.train_inputs, white.test_inputs]).reshape(60, -1)
+    assert np.abs(found.mean(1)).max() < 0.05
+    centred = [x - x.mean(1, keepdims=True) for x in (found, expected)]
+    np.testing.assert_allclose(*centred, atol=2e-2)
     # All directions but the one that contrast normalisation has taken have variance 1.
     own = np.linalg.eigvalsh(np.cov(white.train_inputs.reshape(50, -1), rowvar=False, bias=True))
     np.testing.assert_allclose(own[1:], 1, rtol=1e-2)

@@ -102,7 +102,7 @@ def test_a_run_can_be_repeated(runs):
 
 def test_each_seed_has_noise_of_its_own():
     keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
-    _, state = training.start(make_contestant("Entropy-SGD"), linear_model(), keys)
+    _, state = training.start(make_contestant("Entropy-SGD"), linear_model(), keys, BUDGET)
     assert len(np.unique(jax.random.key_data(state.rng_key), axis=0)) == SEEDS
 
 

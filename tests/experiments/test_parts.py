@@ -185,16 +185,18 @@ def test_patches_are_for_cpus_only(monkeypatch):
 
 
 def test_lstm_equals_its_formula():
-    layer = networks.LSTM(3, 2, networks.torch_uniform, nnx.Rngs(0))
+    layer = networks.LSTM(3, 2, networks.torch_uniform, networks.within(1.0), nnx.Rngs(0))
     x = RANDOM.normal(size=(1, 4, 3)).astype(np.float32)
     inputs, bias = layer.inputs.kernel[...], layer.inputs.bias[...]
-    hidden, cell = np.zeros(2), np.zeros(2)
+    hidden, cell = start = RANDOM.normal(size=(2, 2))
+    shown, after = layer(jnp.asarray(x), jnp.asarray(start, jnp.float32)[:, None])
     for step, seen in enumerate(x[0]):
         gates = seen @ inputs + bias + hidden @ layer.recurrent.kernel[...]
         write, keep, read = (1 / (1 + np.exp(-gates[2 * i : 2 * i + 2])) for i in range(3))
         cell = keep * cell + write * np.tanh(gates[6:])
         hidden = read * np.tanh(cell)
-        np.testing.assert_allclose(layer(jnp.asarray(x))[0, step], hidden, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(shown[0, step], hidden, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after[:, 0], (hidden, cell), rtol=1e-4)
 
 
 def test_gpt_sees_only_what_came_before():
@@ -212,8 +214,10 @@ def test_gpt_sees_only_what_came_before():
     ("name", "shape", "classes", "weights"),
     [
         ("mnistfc", (1, 28, 28), 10, 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10),
+        ("lenet", (1, 28, 28), 10, 20 * 26 + 50 * 501 + 500 * 201 + 10 * 501),
         ("allcnn", (1, 32, 32, 3), 10, 1_667_166),  # the paper's number
         ("ptb", (1, 35), 10_000, None),  # "66 million"
+        ("ptb_small", (1, 20), 10_000, None),
         ("char_gpt", (1, 128), 65, None),
     ],
 )
@@ -225,7 +229,8 @@ def test_networks_have_the_published_sizes(name, shape, classes, weights):
     params = jax.eval_shape(model.init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if weights is None:
-        assert {"ptb": 65.9e6, "char_gpt": 4.8e6}[name] == pytest.approx(count, rel=0.02)
+        published = {"ptb": 65.9e6, "ptb_small": 4.65e6, "char_gpt": 4.8e6}
+        assert published[name] == pytest.approx(count, rel=0.02)
     else:
         assert count == weights
 

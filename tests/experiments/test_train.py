@@ -17,6 +17,7 @@ from experiments.data.cifar10 import RECORD
 from experiments.data.images import MNIST_FILES
 from experiments.harness import contestants, evaluation, logs
 from experiments.harness.settings import (
+    BATCH_NORM,
     DROPOUT,
     INNER,
     NETWORK,
@@ -36,7 +37,8 @@ SMALL = {
     "mnistfc": "--width 8 --batch-size 8",
     "lenet": "--width 2 --batch-size 8",
     "allcnn": "--width 4 --batch-size 8",
-    "ptb": "--width 8 --length 5 --context 2 --batch-size 8",
+    "ptb": "--width 8 --length 5 --batch-size 8",
+    "ptb_small": "--width 8 --length 5 --batch-size 8",
     "char_lstm": "--width 8 --length 5 --batch-size 8",
     "char_gpt": "--width 8 --layers 1 --length 8 --batch-size 8",
 }
@@ -285,6 +287,10 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
         ("digits --width -1", "a whole number of at least 0"),
         ("digits --drop-at 0.5 --schedule cosine", "--drop-at and --drop-by need --schedule step"),
         ("digits --schedule step", "--schedule step needs --drop-at"),
+        ("digits --sampling streams", "--sampling streams: the network of digits has no state"),
+        ("digits --decay-after-momentum", "--decay-after-momentum needs --weight-decay"),
+        ("digits --optimizer sgd --as-published", "--as-published does nothing"),
+        ("ptb --context 5", "--context needs --sampling passes or replacement"),
         ("mnistfc --warmup 0.1", "--warmup needs --schedule cosine"),
         ("digits --effective-epochs 1 --inner-steps 1000", "allowed are 500, half a round, to"),
         ("digits --effective-epochs 1e300", "gradient evaluations; allowed are"),
@@ -343,7 +349,7 @@ def test_the_flags_of_an_optimizer_are_what_it_reads(optimizer):
     if optimizer not in INNER.owners:  # then the only schedule is another one here
         reads.settings = Settings(schedule="cosine")
         contestants.prepare(optimizer, reads, 10_000, 5)
-    of_networks = (NETWORK, DROPOUT, SEQUENCES)
+    of_networks = (NETWORK, BATCH_NORM, DROPOUT, SEQUENCES)
     settings = {name: part for name, part in PARTS.items() if hasattr(Settings, name)}
     assert reads.names == {
         name
@@ -364,7 +370,7 @@ def test_the_flags_of_a_workload_are_what_it_reads(workload, data, monkeypatch):
     assert reads.names == {
         name
         for name, part in PARTS.items()
-        if part in (NETWORK, DROPOUT, SEQUENCES) and part.is_of(workload, "")
+        if part in (NETWORK, BATCH_NORM, DROPOUT, SEQUENCES) and part.is_of(workload, "")
     }
 
 
@@ -415,6 +421,9 @@ def test_the_command_itself(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "Settings: --effective-epochs 10 --batch-size 16 --width 8 " in done.stdout
+    assert (
+        "Settings: --effective-epochs 10 --batch-size 16 --sampling passes --width 8 "
+        in done.stdout
+    )
     assert "Entropy-SGD" in done.stdout
     assert "out" in done.stdout
