@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
-from entropy_sgd_jax import _checks, _collectives
+from entropy_sgd_jax import _checks, _collectives, _trees
 from entropy_sgd_jax._state import EntropicState
 from entropy_sgd_jax._typing import AxisName, PyTree
 
@@ -47,7 +46,7 @@ class Adviser:
                     f"update() got the keyword argument `{name}`, which it does not know and hands "
                     f"on to the base optimizer. Did you mean `{near}`?"
                 )
-        if not _is_traced(arrays):
+        if not _trees.is_traced((arrays, jnp.zeros(()))):  # the last for constants under jit
             self._say(
                 "update() runs outside of jax.jit, where each call compiles the inner loop again, "
                 "which takes seconds. Put the training step into a function under jax.jit."
@@ -57,11 +56,6 @@ class Adviser:
         if message not in self._said:
             self._said.add(message)
             warnings.warn(message, stacklevel=4)
-
-
-def _is_traced(arrays: PyTree) -> bool:
-    leaves = [*jax.tree.leaves(arrays), jnp.zeros(())]  # the last for constants under jit
-    return any(isinstance(leaf, Tracer) for leaf in leaves)
 
 
 def params(tree: PyTree) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from entropy_sgd_jax._typing import PyTree
 
@@ -14,6 +15,11 @@ def wide(leaf: Any) -> Any:
     """The dtype of `leaf`, at least float32."""
     dtype = jnp.result_type(leaf)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether a leaf of `tree` is known only when the program runs."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:

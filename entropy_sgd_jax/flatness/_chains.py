@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from entropy_sgd_jax import _noise as noise_lib
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import _vectors
 from entropy_sgd_jax.flatness._data import DataSet
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
     def run(self, data: DataSet, step: Callable[[Any, Any], Any], carry: Any) -> Any:
         """`carry = step(i, carry)` for all steps."""
-        if not self.progress or is_traced(carry):
+        if not self.progress or _trees.is_traced(carry):
             return data.loop(0, self.num_steps, step, carry)
         chunks = min(_CHUNKS, self.num_steps)
         for i in tracked(self.progress, "Langevin steps", chunks):
@@ -182,8 +182,3 @@ def preconditioner(plan: Plan, target: Target, squares: Any) -> Any:
     if not plan.precondition:
         return jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), squares)
     return jax.tree.map(leaf_scale, squares)
-
-
-def is_traced(tree: PyTree) -> bool:
-    """Whether any leaf is known only once the program runs."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

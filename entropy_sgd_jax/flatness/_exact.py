@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import _checks, _vectors
 from entropy_sgd_jax.flatness._curvature import Loss, operator
@@ -86,7 +86,7 @@ def exact_spectrum(
     block = min(_checks.integer("block_size", block_size, 1, float("inf"), advice), count)
     fill = _filler(operator(loss, params, data, block=True), params, block, count)
     matrix, blocks = jnp.zeros((count, count), dtype), -(-count // block)
-    if progress and not _is_traced((params, batches)):
+    if progress and not _trees.is_traced((params, batches)):
         for i in tracked(progress, f"Hessian ({gibibytes:.2g} GiB)", blocks):
             matrix = jax.block_until_ready(fill(i, matrix))  # else the bar would run ahead
     else:
@@ -127,7 +127,3 @@ def _eigenvalues(matrix: jax.Array) -> jax.Array:
     unit = _vectors.binary_scale(jnp.max(jnp.abs(matrix)))
     eigenvalues: jax.Array = jnp.linalg.eigvalsh(matrix / unit) * unit
     return eigenvalues
-
-
-def _is_traced(tree: PyTree) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _chains, _checks, _convergence, _metropolis, _sgld, _vectors
 from entropy_sgd_jax.flatness._curvature import Loss
@@ -197,7 +198,7 @@ def local_learning_coefficient(
     run = _SAMPLERS[method](loss, params, data, target, plan, _checks.key(key))
     shared = method == "sgld"
     estimate: LearningCoefficient = _estimate(run, target.inverse_temperature, plan.burn_in, shared)
-    if not _chains.is_traced(estimate):
+    if not _trees.is_traced(estimate):
         estimate.check()
     return estimate
 
@@ -211,7 +212,7 @@ def _target(
 ) -> _chains.Target:
     if temperature is None:
         temperature = n = data.total()
-        if not _chains.is_traced(n) and n < 2:
+        if not _trees.is_traced(n) and n < 2:
             raise ValueError(
                 f"`inverse_temperature` must be given where `batches` count {n:g} examples; got "
                 "None, which is n / ln n. Pass nβ, the factor of the loss in the exponent."

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _protocol
+from entropy_sgd_jax import _protocol, _trees
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import _checks, _vectors
 from entropy_sgd_jax.flatness._curvature import Loss
@@ -159,7 +159,7 @@ def _difference(name: str, other: PyTree, first: PyTree) -> tuple[PyTree, PyTree
 
 def _require_apart(name: str, distance: jax.Array, size: ArrayLike, of: str) -> None:
     """Raises ValueError where the distance, if it is known, is no more than rounding."""
-    if isinstance(distance, jax.core.Tracer):
+    if _trees.is_traced(distance):
         return
     if distance <= 10 * jnp.finfo(distance.dtype).eps * size:
         raise ValueError(
