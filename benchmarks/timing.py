@@ -70,7 +70,7 @@ def interleave(
 ) -> list[Measurement]:
     """Times all programs in turn for about `seconds`; ratios are to the first of them.
 
-    Before that each is traced and compiled so many times, in turn too.
+    Before that each is traced and compiled this many times, in turn too.
     """
     makers[0]()  # what JAX does once, it does here
     starts = np.empty((compilations, len(makers), 2))

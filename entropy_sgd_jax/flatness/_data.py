@@ -109,7 +109,7 @@ class DataSet:
             if sums is None:
                 raise ValueError(
                     "`batches` must hold at least one batch in each pass; got an iterable without "
-                    "any. Pass a list, or an object whose __iter__ starts afresh."
+                    "any. Pass a list, or an object whose __iter__ starts again."
                 )
             if not self._sizes_known:
                 _check_sizes(sums[1])  # any that is wrong has made the sum NaN
@@ -190,7 +190,7 @@ def _check_iterable(batches: PyTree, single_pass: bool) -> None:
         raise ValueError(
             "`batches` must be an iterable for many passes; got an iterator, "
             f"{type(batches).__name__}, which is spent after one. Pass a list, or an object whose "
-            "__iter__ starts afresh, such as a DataLoader."
+            "__iter__ starts again, such as a DataLoader."
         )
 
 

@@ -46,7 +46,7 @@ def exact_spectrum(
         the matrix and the eigenvalues.
       batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
       block_size: how many columns of the matrix are computed together; the memory of the
-        intermediate values of `loss` is that for so many batches at once.
+        intermediate values of `loss` is that for this many batches at once.
       memory_limit: in GiB; a larger need is refused before anything starts.
       progress: True for a bar with the memory needed and the time left (by `rich`), or a function
         that is called with what is done, as ``progress(description, done, total)``. Ignored under

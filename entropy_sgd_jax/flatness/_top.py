@@ -57,7 +57,7 @@ def top_eigenvalues(
       k: how many; a static int from 1 to the number of parameters.
       tolerance: stops where ‖A v − λ v‖ is at most `tolerance` times the size of λ, or at rounding.
         The error of λ is at most that norm, and goes with its square where λ stands apart.
-      max_products: no further sweep of up to 2k + 30 products starts after so many.
+      max_products: no further sweep of up to 2k + 30 products starts after this many.
       return_eigenvectors: whether to return the eigenvectors too.
       batch_size: the weight of a batch, a function of it; None for its number of examples.
       key: of the random vectors: an int, a typed key or a legacy uint32 key.

@@ -121,7 +121,7 @@ class RunFolder:
         if different := differences(known, configuration):
             raise CheckpointError(
                 f"the checkpoints in {self.path} are of other settings: {different}. Give the "
-                "same settings to go on, or another folder to start anew"
+                "same settings to go on, or another folder to start again"
             )
 
     def _write(self, configuration: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ def load_mnist(directory: str | os.PathLike[str]) -> Dataset:
 def read_mnist(directory: str | os.PathLike[str], validation: int = 0) -> Dataset:
     """MNIST from its four published files, each plain or packed as .gz, in `directory`.
 
-    With `validation`, so many images from the end of the training set stand in the place of the
+    With `validation`, this many images from the end of the training set stand in the place of the
     test set, whose files are then not opened.
     """
     names = {

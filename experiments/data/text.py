@@ -29,7 +29,7 @@ class Text(NamedTuple):
 def load_ptb(directory: str, validation: int = 0) -> Text:
     """The Penn Treebank as Mikolov cut it; word 0 ends a line.
 
-    With `validation`, the first so many words of the validation file are judged by, and the test
+    With `validation`, the first this many words of the validation file are judged by, and the test
     file is not opened.
     """
     folder = pathlib.Path(directory)

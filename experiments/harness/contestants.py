@@ -224,7 +224,7 @@ def streams(settings: Settings) -> bool:
 
 
 def schedule(settings: Settings, steps: int) -> optax.ScalarOrSchedule:
-    """The learning rate over so many updates."""
+    """The learning rate over this many updates."""
     peak, by = settings.learning_rate, settings.drop_by
     if settings.schedule == "cosine":
         return cosine(peak, settings.warmup, steps)
@@ -235,7 +235,7 @@ def schedule(settings: Settings, steps: int) -> optax.ScalarOrSchedule:
 
 
 def inner_rate(settings: Settings, gradients: int) -> optax.ScalarOrSchedule:
-    """η′ over so many gradients."""
+    """η′ over this many gradients."""
     peak = settings.inner_learning_rate
     if settings.inner_schedule == "cosine":
         return cosine(peak, settings.warmup, gradients)
@@ -251,7 +251,7 @@ def cosine(peak: float, warmup: float, steps: int) -> optax.Schedule:
 
 
 def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:
-    """What Entropy-SGD, Entropy-Adam and Parle have in common; η′ falls over so many gradients."""
+    """What Entropy-SGD, Entropy-Adam and Parle have in common; η′ falls over this many gradients."""
     momentum = [optax.trace(settings.inner_momentum, nesterov=True)]
     decay = weight_decay(settings)
     rest = [*momentum, *decay] if settings.decay_after_momentum else [*decay, *momentum]

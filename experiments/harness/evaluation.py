@@ -16,10 +16,10 @@ from jax import lax
 
 from experiments.io.dataset import Dataset
 
-LOSS_EXAMPLES = 10_000  # the training loss is taken on at most the first so many images
+LOSS_EXAMPLES = 10_000  # the training loss is taken on at most the first this many images
 LOSS_WINDOWS = 2_000  # or windows of text
-STATISTICS_BATCHES = 40  # BatchNorm statistics are taken on at most the first so many batches
-STATISTICS_BATCH = 128  # of so many examples
+STATISTICS_BATCHES = 40  # BatchNorm statistics are taken on at most the first this many batches
+STATISTICS_BATCH = 128  # of this many examples
 CHUNK = 2_000  # examples evaluated at once, at most
 
 Params = Any
@@ -37,7 +37,7 @@ class Model(NamedTuple):
     statistics: Callable[[Params, jax.Array], Statistics]  # from inputs (batches, batch_size, ...)
     logits: Callable[..., Any]  # from parameters, statistics and inputs: dropout off
     chunk: int = CHUNK
-    # An array of zeros, the state of so many streams before they start. Both kinds of logits then
+    # An array of zeros, the state of this many streams before they start. Both kinds of logits then
     # take such a state as a last argument, and return it as it is after the window.
     carry: Callable[[int], Carry] | None = None
     streams: int = 1  # in which a network with a state is judged
@@ -146,7 +146,7 @@ def _sums(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def prune(params: Params, fraction: Any) -> Params:
-    """The smallest weights of all matrices and kernels together, so many of them, are zero."""
+    """The smallest weights of all matrices and kernels together, this many of them, are zero."""
     sizes = jnp.concatenate([jnp.abs(w).ravel() for w in jax.tree.leaves(params) if w.ndim > 1])
     kept_from = jnp.minimum(jnp.round(fraction * sizes.size).astype(int), sizes.size - 1)
     least = jnp.sort(sizes)[kept_from]

@@ -2,7 +2,7 @@
 
 The inner steps visit points that are thrown away, so nothing may be learned on the side: BatchNorm
 normalises by the batch at hand and its running averages are discarded; `batch_statistics` takes
-them anew at the parameters to be evaluated. Each batch brings the key of its dropout mask.
+them again at the parameters to be evaluated. Each batch brings the key of its dropout mask.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ Conv = functools.partial(nnx.Conv, conv_general_dilated=convolution)
 
 
 def zeros(layers: int, features: int) -> Callable[[int], jax.Array]:
-    """The state of LSTM layers before so many streams start."""
+    """The state of LSTM layers before this many streams start."""
     return lambda streams: jnp.zeros((layers, 2, streams, features))
 
 

@@ -25,7 +25,7 @@ from experiments.harness.evaluation import Model, Params
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
 
-MEASUREMENTS = 40  # at most so many points on a curve
+MEASUREMENTS = 40  # at most this many points on a curve
 
 
 class Contestant(NamedTuple):

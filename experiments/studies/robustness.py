@@ -4,7 +4,7 @@
 
 Trains each optimizer as `run.py` does for its variant "tuned", from the same seeds, and damages the
 weights of the solutions: all matrices and kernels, not biases and norms. BatchNorm's statistics are
-taken anew after each damage. What is finished is kept in `robustness.json`, and the same command
+taken again after each damage. What is finished is kept in `robustness.json`, and the same command
 goes on. Writes `robustness.md`, and a figure for each workload.
 """
 
@@ -52,7 +52,7 @@ def noisy(weights: list[jax.Array], strength: Any, key: jax.Array) -> list[jax.A
 
 
 def pruned(weights: list[jax.Array], percent: Any, key: jax.Array) -> list[jax.Array]:
-    """The smallest weights of the network, so many percent of all, are zero."""
+    """The smallest weights of the network, this many percent of all, are zero."""
     return evaluation.prune(weights, percent / 100)
 
 

@@ -41,7 +41,7 @@ class Task(NamedTuple):
     """What differs between the data sets."""
 
     training: Settings  # of Adam
-    examples: int  # the first so many training images make the Hessian
+    examples: int  # the first this many training images make the Hessian
     probes: int
     steps: int
 

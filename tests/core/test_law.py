@@ -251,7 +251,7 @@ def many_noises(source: str) -> np.ndarray:
 
 
 def worst_allowed(scores: int) -> float:
-    """What the largest of so many standard normal |scores| exceeds once in 10,000 times."""
+    """What the largest of this many standard normal |scores| exceeds once in 10,000 times."""
     return float(stats.norm.isf(1e-4 / (2 * scores)))
 
 
