@@ -25,7 +25,7 @@ from entropy_sgd_jax import (
     _streaming,
     _trees,
 )
-from entropy_sgd_jax._control import apply_if, settled
+from entropy_sgd_jax._control import apply_if
 from entropy_sgd_jax._gradients import Gradient
 from entropy_sgd_jax._langevin import langevin_step
 from entropy_sgd_jax._state import EntropicState
@@ -123,22 +123,21 @@ class Algorithm:
         """
         scope = _at(self.scope, anchor.t)
         initial = self.inner_transform.init(anchor.x)
-        sound = settled(
-            _guard.all_finite(chain.average) & _guard.stays_finite(chain.inner_state, initial)
-        )
+        sound = _guard.all_finite(chain.average)
+        sound &= _guard.stays_finite(chain.inner_state, initial)
+        average = apply_if(~sound, _trees.nan_like, chain.average)
 
         def pseudo_gradient(x: jax.Array, mean: jax.Array) -> jax.Array:
-            factor = jnp.asarray(scope if self.scale_by_scope else 1, x.dtype)
-            return jnp.where(sound, (x - mean) * factor, jnp.asarray(jnp.nan, x.dtype))
+            return (x - mean) * jnp.asarray(scope if self.scale_by_scope else 1, x.dtype)
 
-        direction = jax.tree.map(pseudo_gradient, anchor.x, chain.average)
+        direction = jax.tree.map(pseudo_gradient, anchor.x, average)
         updates, moved = self.base_optimizer.update(
             _trees.cast_like(direction, anchor.params), base_state, anchor.params, **extra_args
         )
         updates = _trees.cast_like(updates, anchor.params)
         landed = optax.apply_updates(anchor.params, updates)
         initial = self.base_optimizer.init(anchor.params)
-        taken = settled(_guard.all_finite(landed) & _guard.stays_finite(moved, initial))
+        taken = _guard.all_finite(landed) & _guard.stays_finite(moved, initial)
         counts = sound & taken
         if chain.record is not None:
             evaluations = (anchor.t + 1) * self.inner_steps
@@ -146,9 +145,15 @@ class Algorithm:
                 chain.record, direction, scope, evaluations, counts
             )
             chain = chain._replace(record=record)
-        chain = apply_if(~counts, functools.partial(self._restart, anchor), chain)
-        updates = _trees.where(taken, updates, _trees.zeros_like(updates))
-        return updates, chain, _trees.where(taken, moved, base_state)
+
+        def refuse(step: Any) -> Any:
+            taken, updates, moved, chain = step
+            updates = _trees.where(taken, updates, _trees.zeros_like(updates))
+            moved = _trees.where(taken, moved, base_state)
+            return taken, updates, moved, self._restart(anchor, chain)
+
+        _, updates, moved, chain = apply_if(~counts, refuse, (taken, updates, moved, chain))
+        return updates, chain, moved
 
     def scan(
         self,

@@ -251,7 +251,7 @@ def cosine(peak: float, warmup: float, steps: int) -> optax.Schedule:
 
 
 def inner_arguments(settings: Settings, gradients: int) -> dict[str, Any]:
-    """What Entropy-SGD, Entropy-Adam and Parle have in common; η′ falls over this many gradients."""
+    """What the two-loop optimizers have in common; η′ falls over this many gradients."""
     momentum = [optax.trace(settings.inner_momentum, nesterov=True)]
     decay = weight_decay(settings)
     rest = [*momentum, *decay] if settings.decay_after_momentum else [*decay, *momentum]
