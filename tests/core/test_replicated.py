@@ -17,8 +17,10 @@ def test_replicated_parameters_give_what_vmap_gives() -> None:
     refusal = found.pop("refusal")
     for said in ("`grads`", "'replica'", "jax.lax.pcast(params, 'replica', to='varying')"):
         assert said in refusal
-    assert len(found) == 28
+    assert len(found) == 32
     for recipe, (gap, all_reduces) in found.items():
-        assert gap < 2e-6, recipe
+        # Integers may round to the next level where the last digits differ.
+        assert gap < (1e-3 if "integers" in recipe else 2e-6), recipe
         # Of a stream's four steps for an update, each has the one that every fourth runs.
-        assert all_reduces == (8 if "streaming" in recipe else 2), recipe
+        if "integers" not in recipe:
+            assert all_reduces == (8 if "streaming" in recipe else 2), recipe
