@@ -241,7 +241,9 @@ class Algorithm:
             carry = apply_if((step == self.delay - 1) & (state.count > 0), arrive, carry)
         x, chain, base_state = carry
         # Where x′ starts at x, the update leads to x itself, of which x′ may be the rounded sum.
-        target = chain.iterate if self._waits else _trees.where(last, x, chain.iterate)
+        target = _trees.cast_like(chain.iterate, params)
+        if not self._waits:
+            target = _trees.where(last, x, target)
         updates = jax.tree.map(_streaming.step_to, target, params)
         return updates, state._replace(
             count=jnp.where(last, optax.safe_increment(state.count), state.count),

@@ -23,9 +23,9 @@ _SMALL = 1 << 16  # elements of a leaf that is looked at together with others
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether no leaf has a NaN or Inf in it; shape (), bool."""
     leaves = _floating(tree)
-    large = [_extremes_are_finite(leaf) for leaf in leaves if leaf.size > _SMALL]
-    small = lax.is_finite(_pool([leaf for leaf in leaves if leaf.size <= _SMALL]))
-    return functools.reduce(operator.and_, large, jnp.all(small))
+    alone = [_extremes_are_finite(leaf) for leaf in leaves if not _is_small(leaf)]
+    together = lax.is_finite(_pool([leaf for leaf in leaves if _is_small(leaf)]))
+    return functools.reduce(operator.and_, alone, jnp.all(together))
 
 
 def stays_finite(state: optax.OptState, initial: optax.OptState) -> jax.Array:
@@ -34,15 +34,15 @@ def stays_finite(state: optax.OptState, initial: optax.OptState) -> jax.Array:
     Some states start with an Inf on purpose, such as the best loss so far.
     """
     pairs = list(zip(_floating(state), _floating(initial), strict=True))
-    large = [
+    alone = [
         _extremes_are_finite(leaf) | ~_extremes_are_finite(start)
         for leaf, start in pairs
-        if leaf.size > _SMALL
+        if not _is_small(leaf)
     ]
     leaves, starts = (
-        lax.is_finite(_pool([pair[i] for pair in pairs if pair[0].size <= _SMALL])) for i in (0, 1)
+        lax.is_finite(_pool([pair[i] for pair in pairs if _is_small(pair[0])])) for i in (0, 1)
     )
-    return functools.reduce(operator.and_, large, jnp.all(leaves | ~starts))
+    return functools.reduce(operator.and_, alone, jnp.all(leaves | ~starts))
 
 
 def remember_overflow(average: PyTree, iterate: PyTree, params: PyTree) -> PyTree:
@@ -81,6 +81,13 @@ def _keep_schedules(fresh: Any, state: Any) -> Any:
 def _floating(tree: PyTree) -> list[jax.Array]:
     leaves = map(jnp.asarray, jax.tree.leaves(tree))
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size]
+
+
+def _is_small(leaf: jax.Array) -> bool:
+    """Whether to look at a leaf together with others: not at one that is known to be sharded."""
+    kind = jax.typeof(leaf) if hasattr(jax, "typeof") else None
+    spec = getattr(getattr(kind, "sharding", None), "spec", ())
+    return leaf.size <= _SMALL and all(axis is None for axis in spec)
 
 
 def _pool(leaves: list[jax.Array]) -> jax.Array:
