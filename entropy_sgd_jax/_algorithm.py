@@ -146,14 +146,12 @@ class Algorithm:
             )
             chain = chain._replace(record=record)
 
-        def refuse(step: Any) -> Any:
-            taken, updates, moved, chain = step
-            updates = _trees.where(taken, updates, _trees.zeros_like(updates))
-            moved = _trees.where(taken, moved, base_state)
-            return taken, updates, moved, self._restart(anchor, chain)
+        def refuse(step: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+            return ~step[0], _trees.zeros_like(step[1])
 
-        _, updates, moved, chain = apply_if(~counts, refuse, (taken, updates, moved, chain))
-        return updates, chain, moved
+        refused, updates = apply_if(~taken, refuse, (jnp.array(False), updates))
+        chain = apply_if(~counts, functools.partial(self._restart, anchor), chain)
+        return updates, chain, _trees.where(refused, base_state, moved)
 
     def scan(
         self,

@@ -80,7 +80,7 @@ def test_no_process_outlives_the_launcher_and_none_writes_beside_it(
             assert line.startswith(f"many_hosts.py: error: another run is using {tmp_path}: ")
         launcher.send_signal(number)
         output, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert launcher.returncode in (-number, 128 + number)  # a shell shows both alike
     assert "test error" not in output, "it had ended before"
     assert "Traceback" not in errors
     wait_until(lambda: all(map(is_gone, started)))
