@@ -25,7 +25,7 @@ from entropy_sgd_jax import (
     _streaming,
     _trees,
 )
-from entropy_sgd_jax._control import apply_if
+from entropy_sgd_jax._control import apply_if, settled
 from entropy_sgd_jax._gradients import Gradient
 from entropy_sgd_jax._langevin import langevin_step
 from entropy_sgd_jax._state import EntropicState
@@ -137,7 +137,7 @@ class Algorithm:
         updates = _trees.cast_like(updates, anchor.params)
         landed = optax.apply_updates(anchor.params, updates)
         initial = self.base_optimizer.init(anchor.params)
-        taken = _guard.all_finite(landed) & _guard.stays_finite(moved, initial)
+        taken = settled(_guard.all_finite(landed) & _guard.stays_finite(moved, initial))
         counts = sound & taken
         if chain.record is not None:
             evaluations = (anchor.t + 1) * self.inner_steps
@@ -146,12 +146,9 @@ class Algorithm:
             )
             chain = chain._replace(record=record)
 
-        def refuse(step: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-            return ~step[0], _trees.zeros_like(step[1])
-
-        refused, updates = apply_if(~taken, refuse, (jnp.array(False), updates))
         chain = apply_if(~counts, functools.partial(self._restart, anchor), chain)
-        return updates, chain, _trees.where(refused, base_state, moved)
+        updates = _trees.where(taken, updates, _trees.zeros_like(updates))
+        return updates, chain, _trees.where(taken, moved, base_state)
 
     def scan(
         self,

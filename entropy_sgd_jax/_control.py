@@ -15,10 +15,8 @@ def apply_if(condition: jax.Array, change: Callable[[PyTree], PyTree], tree: PyT
     """`change(tree)` if the condition holds, which is rare, else `tree`.
 
     A loop of no or one round, and free if it has none: XLA runs loops in place, while a cond
-    copies whatever passes through it, and a select reads both trees. It also repeats what leads to
-    its condition for each leaf, so that a verdict on n leaves would compile in a time of n². What
-    `change` computes from other values than its argument, XLA may compute ahead of the loop, in
-    every case.
+    copies whatever passes through it, and a select reads both trees. What `change` computes from
+    other values than its argument, XLA may compute ahead of the loop, in every case.
     """
     like = [condition, *jax.tree.leaves(tree)]
 
@@ -27,3 +25,17 @@ def apply_if(condition: jax.Array, change: Callable[[PyTree], PyTree], tree: PyT
 
     start = _collectives.varying((condition, tree), *like)
     return lax.while_loop(lambda carry: carry[0], once, start)[1]
+
+
+def settled(verdict: jax.Array) -> jax.Array:
+    """`verdict`, a scalar bool, as a value that XLA computes once.
+
+    XLA repeats what leads to a scalar in the arithmetic of every leaf that uses it, so that a
+    verdict on n leaves that n leaves use would compile in a time of n². It cannot look into a
+    loop.
+    """
+    refused = verdict & ~verdict
+    refused = lax.while_loop(
+        lambda carry: carry[0], lambda carry: (~carry[0], ~carry[1]), (~verdict, refused)
+    )[1]
+    return ~refused
