@@ -74,7 +74,11 @@ def test_no_process_outlives_the_launcher_and_none_writes_beside_it(
         started = children(launcher)
         assert len(started) == 2
         if number == signal.SIGTERM:
+            for process in started:  # they would be done before the second has started
+                os.kill(process, signal.SIGSTOP)
             second = subprocess.run(command, capture_output=True, text=True, check=False)
+            for process in started:
+                os.kill(process, signal.SIGCONT)
             assert second.returncode == 2
             (line,) = second.stderr.splitlines()
             assert line.startswith(f"many_hosts.py: error: another run is using {tmp_path}: ")
