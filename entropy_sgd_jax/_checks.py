@@ -156,6 +156,49 @@ def transformation(advice: str) -> Rule:
     return rule
 
 
+def direction(advice: str) -> Rule:
+    """A transformation that does not point downhill, or None."""
+
+    def rule(name: str, value: Any) -> optax.GradientTransformationExtraArgs | None:
+        if value is None:
+            return None
+        known = transformation(advice)(name, value)
+        cosine = _cosine_with_gradient(known)
+        if cosine is not None and cosine < -0.5:
+            raise error(
+                name,
+                "a direction uphill, without a learning rate of its own",
+                f"one that points downhill (the cosine with the gradient is {cosine:.2f}), as a "
+                "whole optimizer does",
+                "Pass the direction alone, such as optax.trace(0.9) for optax.sgd(…, 0.9) or "
+                "optax.scale_by_adam() for optax.adam(…), with the rate as `inner_learning_rate`; "
+                "or turn it round: optax.chain(optimizer, optax.scale(-1.0)) with "
+                "inner_learning_rate=1. diloco takes a whole optimizer as `inner_optimizer`.",
+            )
+        return known
+
+    return rule
+
+
+def whole_optimizer(advice: str) -> Rule:
+    """A transformation that does not point uphill."""
+
+    def rule(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+        known = transformation(advice)(name, value)
+        cosine = _cosine_with_gradient(known)
+        if cosine is not None and cosine > 0.5:
+            raise error(
+                name,
+                "a whole optimizer, which goes downhill at its own learning rate",
+                f"one that points uphill (the cosine with the gradient is {cosine:.2f})",
+                "Pass for example optax.adamw(4e-4); a direction such as optax.scale_by_adam() "
+                "goes into `inner_transform`, with its rate as `inner_learning_rate`.",
+            )
+        return known
+
+    return rule
+
+
 def dtype(advice: str) -> Rule:
     """A real floating dtype, or None."""
 
@@ -211,11 +254,11 @@ RULES: Mapping[str, Rule] = {
     "averaging": number(
         "It is the weight of the newest iterate; 0.75 is the paper's, 1 keeps the last.", high=1
     ),
-    "inner_transform": transformation(
+    "inner_transform": direction(
         "Pass a direction such as optax.trace(0.9) or optax.scale_by_adam(), without a learning "
         "rate of its own, or None."
     ),
-    "inner_optimizer": transformation("Pass for example optax.adamw(4e-4), called."),
+    "inner_optimizer": whole_optimizer("Pass for example optax.adamw(4e-4), called."),
     "reset_inner_state": flag(
         "False carries the state of inner_transform over to the next update."
     ),
@@ -280,35 +323,6 @@ def of_streams_only(options: Mapping[str, Any]) -> None:
         if name != "blend" and value >= max(options["inner_steps"], 1):
             allowed = f"an integer in [0, {options['inner_steps'] - 1}], below `inner_steps`"
             raise error(name, allowed, repr(value), "A cycle has no more gradients.")
-
-
-def uphill(name: str, transform: optax.GradientTransformation) -> None:
-    """Raises ValueError if what should be a direction uphill points downhill."""
-    cosine = _cosine_with_gradient(transform)
-    if cosine is not None and cosine < -0.5:
-        raise error(
-            name,
-            "a direction uphill, without a learning rate of its own",
-            f"one that points downhill (the cosine with the gradient is {cosine:.2f}), as a whole "
-            "optimizer does",
-            "Pass the direction alone, such as optax.trace(0.9) for optax.sgd(…, 0.9) or "
-            "optax.scale_by_adam() for optax.adam(…), with the rate as `inner_learning_rate`; or "
-            "turn it round: optax.chain(optimizer, optax.scale(-1.0)) with inner_learning_rate=1. "
-            "diloco takes a whole optimizer as `inner_optimizer`.",
-        )
-
-
-def downhill(name: str, transform: optax.GradientTransformation) -> None:
-    """Raises ValueError if what should be a whole optimizer points uphill."""
-    cosine = _cosine_with_gradient(transform)
-    if cosine is not None and cosine > 0.5:
-        raise error(
-            name,
-            "a whole optimizer, which goes downhill at its own learning rate",
-            f"one that points uphill (the cosine with the gradient is {cosine:.2f})",
-            "Pass for example optax.adamw(4e-4); a direction such as optax.scale_by_adam() goes "
-            "into `inner_transform`, with its rate as `inner_learning_rate`.",
-        )
 
 
 def _cosine_with_gradient(transform: optax.GradientTransformation) -> float | None:

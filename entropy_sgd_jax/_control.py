@@ -34,7 +34,7 @@ def settled(verdict: jax.Array) -> jax.Array:
     verdict on n leaves that n leaves use would compile in a time of n². It cannot look into a
     loop.
     """
-    refused = verdict & ~verdict
+    refused = verdict & ~verdict  # False, and of the same type where devices may differ
     refused = lax.while_loop(
         lambda carry: carry[0], lambda carry: (~carry[0], ~carry[1]), (~verdict, refused)
     )[1]

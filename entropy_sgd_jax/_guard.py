@@ -23,9 +23,7 @@ _SMALL = 1 << 16  # elements of a leaf that is looked at together with others
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether no leaf has a NaN or Inf in it; shape (), bool."""
     leaves = _floating(tree)
-    alone = [_extremes_are_finite(leaf) for leaf in leaves if not _is_small(leaf)]
-    together = lax.is_finite(_pool([leaf for leaf in leaves if _is_small(leaf)]))
-    return functools.reduce(operator.and_, alone, jnp.all(together))
+    return _all(_verdicts(leaves, [_is_small(leaf) for leaf in leaves]))
 
 
 def stays_finite(state: optax.OptState, initial: optax.OptState) -> jax.Array:
@@ -33,16 +31,10 @@ def stays_finite(state: optax.OptState, initial: optax.OptState) -> jax.Array:
 
     Some states start with an Inf on purpose, such as the best loss so far.
     """
-    pairs = list(zip(_floating(state), _floating(initial), strict=True))
-    alone = [
-        _extremes_are_finite(leaf) | ~_extremes_are_finite(start)
-        for leaf, start in pairs
-        if not _is_small(leaf)
-    ]
-    leaves, starts = (
-        lax.is_finite(_pool([pair[i] for pair in pairs if _is_small(pair[0])])) for i in (0, 1)
-    )
-    return functools.reduce(operator.and_, alone, jnp.all(leaves | ~starts))
+    leaves = _floating(state)
+    small = [_is_small(leaf) for leaf in leaves]
+    pairs = zip(_verdicts(leaves, small), _verdicts(_floating(initial), small), strict=True)
+    return _all([now | ~before for now, before in pairs])
 
 
 def remember_overflow(average: PyTree, iterate: PyTree, params: PyTree) -> PyTree:
@@ -81,6 +73,17 @@ def _keep_schedules(fresh: Any, state: Any) -> Any:
 def _floating(tree: PyTree) -> list[jax.Array]:
     leaves = map(jnp.asarray, jax.tree.leaves(tree))
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size]
+
+
+def _verdicts(leaves: list[jax.Array], small: list[bool]) -> list[jax.Array]:
+    """What is finite: of all small leaves each element, of each other leaf the whole."""
+    pool = _pool([leaf for leaf, is_small in zip(leaves, small, strict=True) if is_small])
+    alone = [leaf for leaf, is_small in zip(leaves, small, strict=True) if not is_small]
+    return [lax.is_finite(pool), *map(_extremes_are_finite, alone)]
+
+
+def _all(verdicts: list[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.and_, map(jnp.all, verdicts))
 
 
 def _is_small(leaf: jax.Array) -> bool:

@@ -178,7 +178,7 @@ def entropic(
         scope=scope,
         noise_scale=noise_scale,
         averaging=averaging,
-        inner_transform=inner_transform,
+        inner_transform=_checks.check("inner_transform", inner_transform),
         reset_inner_state=reset_inner_state,
         noise=noise,
         scale_by_scope=scale_by_scope,
@@ -198,12 +198,10 @@ def build(
     replica_axis_name: AxisName | None = None,
     **options: Any,
 ) -> EntropicTransformation:
-    """`entropic` over replicas, each of which draws noise of its own from the one key."""
-    if inner_transform is None:
-        inner_transform = optax.identity()
-    else:
-        _checks.check("inner_transform", inner_transform)
-        _checks.uphill("inner_transform", inner_transform)
+    """`entropic` over replicas, each of which draws noise of its own from the one key.
+
+    `inner_transform` has been checked if it is a user's, which takes a trial step; ours need none.
+    """
     _checks.different_axes(_checks.check("batch_axis_name", batch_axis_name), replica_axis_name)
     options = {name: _checks.check(name, value) for name, value in options.items()}
     alone = options["inner_steps"] == 0
@@ -214,7 +212,7 @@ def build(
         options["averaging"] = np.float32(1)
     algorithm = Algorithm(
         base_optimizer=_checks.check("base_optimizer", base_optimizer),
-        inner_transform=_checks.check("inner_transform", inner_transform),
+        inner_transform=optax.with_extra_args_support(inner_transform or optax.identity()),
         axes=_gradients.Axes(batch_axis_name, replica_axis_name),
         **options,
     )
@@ -374,6 +372,7 @@ def _with_momentum(
     """`entropic` with momentum inside, unless `inner_transform` is given."""
     decay = _checks.check("inner_momentum", decay)
     nesterov = _checks.check("inner_nesterov", nesterov)
-    if options.get("inner_transform") is None and decay is not None:
-        options["inner_transform"] = optax.trace(decay, nesterov)
-    return entropic(base_optimizer, **options)
+    given = _checks.check("inner_transform", options.get("inner_transform"))
+    if given is None and decay is not None:
+        given = optax.trace(decay, nesterov)
+    return build(base_optimizer, **{**options, "inner_transform": given})

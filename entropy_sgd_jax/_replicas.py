@@ -292,6 +292,8 @@ def parle(
     base_optimizer = elastic_sgd(
         learning_rate, momentum, nesterov, replica_axis_name=replica_axis_name, coupling=coupling
     )
+    given = _checks.check("inner_transform", options.get("inner_transform"))
+    options["inner_transform"] = given
     return build(base_optimizer, replica_axis_name=replica_axis_name, **options)
 
 
@@ -537,7 +539,7 @@ def _inner_loop(
 ) -> tuple[ScalarOrSchedule, optax.GradientTransformation]:
     """The rate and the direction of the inner steps, from either way to spell them."""
     if optimizer is not None and learning_rate is None and direction is None:
-        _checks.downhill("inner_optimizer", _checks.check("inner_optimizer", optimizer))
+        optimizer = _checks.check("inner_optimizer", optimizer)
         return 1.0, optax.chain(optimizer, optax.scale(-1.0))
     if optimizer is not None or learning_rate is None:
         raise _checks.error(
@@ -548,5 +550,6 @@ def _inner_loop(
             "inner_learning_rate=4e-4, with a direction as `inner_transform` if it is not AdamW's.",
         )
     if direction is None:
-        direction = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))
-    return learning_rate, direction
+        adamw = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-4))
+        return learning_rate, adamw
+    return learning_rate, _checks.check("inner_transform", direction)
