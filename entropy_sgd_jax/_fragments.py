@@ -22,13 +22,13 @@ _ADVICE = (
 
 
 def in_turn(
-    make: Callable[[int], EntropicTransformation],
+    make: Callable[[int, int], EntropicTransformation],
     fragments: Fragments,
     inner_steps: int,
     offset: int,
     streaming: bool,
 ) -> EntropicTransformation:
-    """An optimizer for each fragment, as `make` builds it from its offset."""
+    """An optimizer for each fragment, as `make` builds it from its offset and its number."""
     if not streaming:
         advice = "Pass streaming=True."
         raise _checks.error("fragments", "None without streaming=True", repr(fragments), advice)
@@ -41,7 +41,7 @@ def in_turn(
         count = _count(labels, inner_steps)
         offsets = [(offset + p * inner_steps // count) % inner_steps for p in range(count)]
         partition = getattr(optax, "partition", None) or optax.multi_transform
-        return partition({p: made(k) for p, k in enumerate(offsets)}, labels)
+        return partition({p: made(k, p) for p, k in enumerate(offsets)}, labels)
 
     def init(params: PyTree) -> Any:
         return optimizer(params).init(params)

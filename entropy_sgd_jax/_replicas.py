@@ -17,6 +17,7 @@ from entropy_sgd_jax import (
     _checks,
     _collectives,
     _guard,
+    _noise,
     _protocol,
     _quantisation,
     _trees,
@@ -512,7 +513,10 @@ def diloco(
         inner_optimizer, inner_learning_rate, inner_transform
     )
 
-    def one(offset: int) -> EntropicTransformation:
+    def one(offset: int, fragment: int = 0) -> EntropicTransformation:
+        own: LangevinOptions = {**options}
+        if fragment:  # the first draws the noise of an optimizer alone
+            own["key"] = jax.random.fold_in(_noise.typed_key(own["key"]), fragment)
         return build(
             optax.chain(average_over_replicas(replica_axis_name, bits=bits), step),
             replica_axis_name=replica_axis_name,
@@ -522,7 +526,7 @@ def diloco(
             offset=offset,
             delay=delay,
             blend=blend,
-            **options,
+            **own,
         )
 
     alone = one(offset)

@@ -161,6 +161,17 @@ def test_a_sick_replica_of_a_delayed_stream_comes_back(delay: int) -> None:
     assert (jnp.abs(x) < 0.9).all()
 
 
+def test_fragments_draw_noise_of_their_own() -> None:
+    """At a zero gradient, an outer rate of 0 and equal shapes, x′ shows the noise."""
+    tx = diloco(
+        0.0, None, inner_steps=4, inner_optimizer=optax.sgd(0.0), noise_scale=1.0, streaming=True,
+        fragments={"a": 0, "b": 1},
+    )  # fmt: skip
+    params = {"a": jnp.zeros(8), "b": jnp.zeros(8)}
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    assert np.all(np.abs(updates["a"] - updates["b"]) > 1e-6)
+
+
 REFUSED = {
     "offset in scan mode": (dict(offset=1), "`offset` must be 0 without streaming=True"),
     "delay in scan mode": (dict(delay=1), "`delay` must be 0 without streaming=True"),
