@@ -42,10 +42,12 @@ def number(
     open_end: str = "",
     schedule: bool = True,
     optional: bool = False,
+    static: bool = False,
 ) -> Rule:
     """A number in a range, as a float if it is concrete; a schedule too, or None, if allowed.
 
-    `open_end` names the end, "low" or "high", that is not allowed itself.
+    `open_end` names the end, "low" or "high", that is not allowed itself; `static`, that the number
+    decides which program is built, and must not be traced.
     """
     left = "(" if open_end == "low" else "["
     right = ")" if open_end == "high" or high == math.inf else "]"
@@ -58,11 +60,13 @@ def number(
         if schedule and callable(value):
             return value
         known = _python_float(value)
+        if known is None and static:
+            raise error(name, f"{allowed}, and not traced", repr(value), advice)
         if known is None:
             return value
         if not low <= known <= high or known in (*excluded, math.inf):
             raise error(name, allowed, shown(value), advice)
-        return value if isinstance(value, jax.Array) else known
+        return value if isinstance(value, jax.Array) and not static else known
 
     return rule
 
@@ -102,35 +106,24 @@ def flag(advice: str) -> Rule:
     return rule
 
 
-def choice(advice: str, allowed: tuple[str, ...]) -> Rule:
-    """One of `allowed`."""
-
-    def rule(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            raise error(name, " or ".join(map(repr, allowed)), repr(value), advice)
-        return value
-
-    return rule
-
-
-def option(advice: str, allowed: tuple[Any, ...]) -> Rule:
-    """One of a few values that are not names."""
-    shown = " or ".join(map(repr, allowed))
+def choice(advice: str, allowed: tuple[Any, ...]) -> Rule:
+    """One of a few values."""
+    listed = " or ".join(map(repr, allowed))
 
     def rule(name: str, value: Any) -> Any:
         if isinstance(value, bool | jax.Array | np.ndarray) or value not in allowed:
-            raise error(name, shown, repr(value), advice)
+            raise error(name, listed, repr(value), advice)
         return value
 
     return rule
 
 
-def axis(advice: str, *, optional: bool = True) -> Rule:
-    """The name of an axis, or a tuple of different ones; None if that is allowed."""
-    allowed = "the name of an axis, or a tuple of them" + ", or None" * optional
+def axis(advice: str) -> Rule:
+    """The name of an axis, or a tuple of different ones, or None."""
+    allowed = "the name of an axis, or a tuple of them, or None"
 
     def rule(name: str, value: Any) -> Any:
-        if optional and value is None:
+        if value is None:
             return None
         names = _axes(value)
         named = all(
@@ -277,8 +270,10 @@ RULES: Mapping[str, Rule] = {
     "strength": _COUPLING,
     "offset": integer("It is how many gradients old the first cycle counts as, below L."),
     "delay": integer("It is how many gradients an outer step takes to arrive, below L."),
-    "blend": number("0 goes on from x alone, 0.5 from half of it.", high=1, schedule=False),
-    "bits": option("None exchanges the pseudo-gradients in their own dtype.", (None, 8, 4)),
+    "blend": number(
+        "0 goes on from x alone, 0.5 from half of it.", high=1, schedule=False, static=True
+    ),
+    "bits": choice("None exchanges the pseudo-gradients in their own dtype.", (None, 8, 4)),
     "accumulator_dtype": dtype("Pass for example jnp.float32, or None for at least float32."),
     "diagnostics": flag("True keeps a record of each update for entropic_diagnostics(state)."),
     "key": key("Pass for example key=0 or key=jax.random.key(0)."),

@@ -410,9 +410,9 @@ def diloco(
     inner_learning_rate: ScalarOrSchedule | None = None,
     inner_transform: optax.GradientTransformation | None = None,
     fragments: Fragments | None = None,
-    offset: int = 0,
-    delay: int = 0,
-    blend: float = 0.0,
+    offset: int | None = None,
+    delay: int | None = None,
+    blend: float | None = None,
     bits: int | None = None,
     **options: Unpack[LangevinOptions],
 ) -> EntropicTransformation:
@@ -461,7 +461,8 @@ def diloco(
         own inner and outer state, in a state of ``optax.partition``: a norm over all parameters in
         the inner optimizer is one over a fragment.
       offset: the first cycle counts as this many gradients old, below L; streaming mode. No
-        schedule is shifted by it.
+        schedule is shifted by it. None is 0, here and in the next two, so that
+        ``optax.inject_hyperparams`` leaves them alone: they are static.
       delay: τ, below L; streaming mode. The outer step computed at the end of a cycle reaches x′
         τ gradients later, as x′ ← blend · x′ + (1 − blend) · x.
       blend: the share of x′ in it, in [0, 1].
@@ -513,10 +514,14 @@ def diloco(
         inner_optimizer, inner_learning_rate, inner_transform
     )
 
+    offset = 0 if offset is None else offset
+    delay = 0 if delay is None else delay
+    blend = 0.0 if blend is None else blend
+
     def one(offset: int, fragment: int = 0) -> EntropicTransformation:
         own: LangevinOptions = {**options}
         if fragment:  # the first draws the noise of an optimizer alone
-            own["key"] = jax.random.fold_in(_noise.typed_key(own["key"]), fragment)
+            own["key"] = jax.random.fold_in(_noise.typed_key(own.get("key", 0)), fragment)
         return build(
             optax.chain(average_over_replicas(replica_axis_name, bits=bits), step),
             replica_axis_name=replica_axis_name,
@@ -543,8 +548,8 @@ def _inner_loop(
 ) -> tuple[ScalarOrSchedule, optax.GradientTransformation]:
     """The rate and the direction of the inner steps, from either way to spell them."""
     if optimizer is not None and learning_rate is None and direction is None:
-        optimizer = _checks.check("inner_optimizer", optimizer)
-        return 1.0, optax.chain(optimizer, optax.scale(-1.0))
+        downhill = _checks.check("inner_optimizer", optimizer)
+        return 1.0, optax.chain(downhill, optax.scale(-1.0))
     if optimizer is not None or learning_rate is None:
         raise _checks.error(
             "inner_optimizer",

@@ -186,6 +186,10 @@ REFUSED = {
     "fragments in scan mode": (dict(fragments=TWO), "`fragments` must be None without"),
     "a long offset": (dict(offset=L, streaming=True), r"`offset` must be an integer in \[0, 5\]"),
     "a long delay": (dict(delay=L, streaming=True), r"`delay` must be an integer in \[0, 5\]"),
+    "a traced blend": (
+        dict(blend=0.5, streaming=True, traced=True),
+        r"`blend` must be a number in \[0, 1\], and not traced; got",
+    ),
     "a large blend": (dict(blend=1.5, streaming=True), r"`blend` must be a number in \[0, 1\]"),
     "names": (dict(fragments={"a": "x"}, streaming=True), "`fragments` must be a tree of the ints"),
     "a hole": (dict(fragments=[0, 2], streaming=True), "`fragments` must be a tree of the ints"),
@@ -199,5 +203,12 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     options, message = REFUSED[name]
+    options = dict(options)
+
+    def build(blend: Any) -> Any:
+        diloco(inner_steps=L, inner_learning_rate=0.1, **(options | {"blend": blend}))
+        return blend
+
+    traced, blend = options.pop("traced", False), options.get("blend", 0.0)
     with pytest.raises(ValueError, match=message):
-        diloco(inner_steps=L, inner_learning_rate=0.1, **options)
+        jax.eval_shape(build, blend) if traced else build(blend)

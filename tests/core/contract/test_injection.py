@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from entropy_sgd_jax import anchor_params, entropic, entropy_sgd, scoping
+from entropy_sgd_jax import anchor_params, diloco, entropic, entropy_sgd, parle, scoping
 from tests.core.contract.common import L, small_params
 from tests.core.helpers import assert_close, assert_same, outer_step, rows, train
 
@@ -72,3 +72,28 @@ def test_inject_hyperparams_around_entropic() -> None:
     assert_close(
         train(injected, "scan", params, rows(2, L))[0], train(plain, "scan", params, rows(2, L))[0]
     )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("factory", "hyperparams"),
+    [
+        (diloco, {"learning_rate": 0.6, "inner_learning_rate": 0.1, "momentum": 0.8}),
+        (parle, {"learning_rate": 0.5, "coupling": 0.3, "noise_scale": 0.0}),
+    ],
+)
+def test_inject_hyperparams_over_replicas(
+    factory: Any, hyperparams: dict[str, Any], streaming: bool
+) -> None:
+    static = {"replica_axis_name": "r", "inner_steps": L, "streaming": streaming}
+
+    def run(tx: Any) -> Any:
+        step = outer_step(tx, "streaming" if streaming else "scan_none")
+        x = jnp.ones(2)
+        (x, _), _ = jax.lax.scan(lambda c, b: (step(*c, b), None), (x, tx.init(x)), rows(3, L))
+        return x
+
+    make = optax.inject_hyperparams(factory, static_args=("inner_steps",))
+    both = lambda _: (run(make(**hyperparams, **static)), run(factory(**hyperparams, **static)))  # noqa: E731
+    injected, plain = jax.jit(jax.vmap(both, axis_name="r"))(jnp.arange(2))
+    assert_close(injected, plain)
