@@ -7,4 +7,4 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Programs that tests start, some of them for newer versions of JAX than the lowest.
-collect_ignore_glob = ["*_recipes.py", "faulty_process.py"]
+collect_ignore_glob = ["*_recipes.py"]

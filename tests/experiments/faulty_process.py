@@ -24,8 +24,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.checkpoints import Checkpoints
 
-FOLDER, ADDRESS, RANK = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[4])
-
 
 @contextlib.contextmanager
 def restore_raises(error: Exception) -> Iterator[None]:
@@ -56,13 +54,13 @@ def tree() -> Any:
     return {"w": jax.make_array_from_callback((64,), split, lambda place: np.arange(64.0)[place])}
 
 
-def use(name: str, configuration: Any, folder: pathlib.Path) -> Any:
+def use(name: str, configuration: Any, folder: pathlib.Path, unlucky: bool) -> Any:
     with Checkpoints(folder, configuration) as checkpoints:
         if name == "save":
-            checkpoints.save(3, tree() if RANK == 0 else {"w": tree()["w"], "f": print})
+            checkpoints.save(3, {"w": tree()["w"], "f": print} if unlucky else tree())
             return None
         if name == "write":
-            with full_disk() if RANK == 1 else contextlib.nullcontext():
+            with full_disk() if unlucky else contextlib.nullcontext():
                 checkpoints.save(3, tree())
                 checkpoints.close()
             return None
@@ -81,30 +79,29 @@ BAD_LUCK: dict[str, Any] = {
 }
 
 
-def try_out(name: str) -> dict[str, Any]:
-    unlucky = RANK == 1
+def try_out(name: str, folder: pathlib.Path, unlucky: bool) -> dict[str, Any]:
     configuration = {"width": 5 if unlucky and name == "configuration" else 4}
-    folder = FOLDER / ("elsewhere" if unlucky and name == "folder" else name)
+    own = folder / ("elsewhere" if unlucky and name == "folder" else name)
     result: dict[str, Any] = {"name": name}
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         try:
             with BAD_LUCK[name] if unlucky else contextlib.nullcontext():
-                result["step"] = use(name, configuration, folder)
+                result["step"] = use(name, configuration, own, unlucky)
         except Exception as error:
             result["error"] = f"{type(error).__name__}: {error}"
     result["warned"] = [str(one.message) for one in given if "checkpoint" in str(one.message)]
     return result
 
 
-def main() -> None:
-    jax.distributed.initialize(ADDRESS, 2, RANK)
+def main(folder: str, address: str, count: str, rank: str) -> None:
+    jax.distributed.initialize(address, int(count), int(rank))
     for name in BAD_LUCK:
-        with Checkpoints(FOLDER / name, {"width": 4}) as checkpoints:
+        with Checkpoints(pathlib.Path(folder) / name, {"width": 4}) as checkpoints:
             checkpoints.save(1, tree())
             checkpoints.save(2, tree())
-        print(json.dumps(try_out(name)), flush=True)
+        print(json.dumps(try_out(name, pathlib.Path(folder), rank == "1")), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

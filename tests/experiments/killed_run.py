@@ -2,9 +2,9 @@
 
 Trains a small network in scan and in streaming mode, on one device and with parameters split over
 several, all side by side, one update of each at every step, and a pause of this many seconds.
-Prints "training" when it starts to, and at the end a digest of every bit that it holds, and the sum
-of all parameters. PLACE is address, count and rank, if it is one of several processes; these hold
-only what is split over the devices of all.
+Prints "training" when it starts to, and at the end "ended", a digest of every bit that it holds,
+and the sum of all parameters. PLACE is address, count and rank, if it is one of several processes;
+these hold only what is split over the devices of all.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main() -> None:
             time.sleep(pause)
             if (index + 1) % SAVE_EVERY == 0:
                 checkpoints.save(index + 1, runs)
-    print(digest(runs), sum(float(jnp.sum(runs[name][0]["w"])) for name in sorted(runs)))
+    print("ended", digest(runs), sum(float(jnp.sum(runs[name][0]["w"])) for name in sorted(runs)))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,15 @@ def windows(count: int) -> np.ndarray:
 
 
 def make(name: str, **chosen):
-    """A small model, and its parameters: jittered, so that none is 0 or 1."""
+    """A small model, and its parameters: jittered, so that none is 0 or 1.
+
+    About 0, or BatchNorm would divide what hardly varies, and rounding with it.
+    """
     data = Dataset(*4 * [np.zeros((1, LENGTH), np.int32)])
     own = settings.Settings(width=WIDTH, **chosen)
     model = workloads.get(name).make_model(own, data, SYMBOLS)
     params = model.init(KEY)
-    jitter = lambda leaf: leaf + RANDOM.uniform(0.1, 0.9, leaf.shape).astype(np.float32)  # noqa: E731
+    jitter = lambda leaf: leaf + RANDOM.uniform(-0.5, 0.5, leaf.shape).astype(np.float32)  # noqa: E731
     return model, jax.tree.map(jitter, params)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -558,10 +559,9 @@ def finish(processes: list[subprocess.Popen[str]]) -> tuple[int, str, float]:
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         assert "broken" not in errors
-        found.add(tuple(line for line in output.splitlines() if "Gloo" not in line))
-    ((first, last),) = found  # all processes hold the same
-    digest, total = last.split()
-    return int(first.split()[1]), digest, float(total)
+        found |= set(re.findall(r"training (\d+)\n(?:.*\n)*ended (\w+) (\S+)\n", output))
+    ((start, digest, total),) = found  # all processes hold the same
+    return int(start), digest, float(total)
 
 
 def newest(folder: pathlib.Path) -> int:
