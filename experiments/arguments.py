@@ -93,6 +93,10 @@ def make_parser(workload: str | None = None, optimizer: str = "entropy_sgd") -> 
         "--seeds", type=positive, metavar="N", default=1, help="how many networks (default 1)"
     )
     parser.add_argument(
+        "--first-seed", type=whole, metavar="N", default=0,
+        help="the others are counted from it (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
         "--one-by-one", action=argparse.BooleanOptionalAction,
         help="train the seeds in turn, in the memory of one (default: what suits a CPU)",
     )  # fmt: skip

@@ -126,6 +126,7 @@ def describe(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         "optimizer": options.optimizer,
         **dataclasses.asdict(run.settings),
         "seeds": options.seeds,
+        "first_seed": options.first_seed,
         "one_by_one": one_by_one(options, run),
         "measurements": options.measurements,
         "part": "test" if options.validation is None else "validation",
@@ -186,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         measurements = training.train(
             run.contestant, run.model, run.dataset, run.budget, options.seeds, checkpoints,
-            map_seeds(options, run),
+            map_seeds(options, run), options.first_seed,
         )  # fmt: skip
         logged = log.follow(measurements)
         for _ in report.follow(progress, NAMES[options.optimizer], run.budget, logged):

@@ -77,6 +77,13 @@ def collect(name: str, measurements: Iterable[Measurement]) -> Curves:
     return Curves(name, *values, float(np.median(rates[1:])) if len(rates) > 1 else math.nan)
 
 
+def side_by_side(curves: list[Curves]) -> Curves:
+    """Those of one optimizer, of other seeds each, as one."""
+    values = [curve[2:5] for curve in curves]
+    rate = float(np.median([curve.evaluations_per_second for curve in curves]))
+    return Curves(*curves[0][:2], *map(np.hstack, zip(*values, strict=True)), rate)
+
+
 def progress_bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:<12}"),
@@ -201,7 +208,7 @@ def colour(name: str) -> str:
 def draw_band(axes: Axes, name: str, places: Any, values: np.ndarray) -> None:
     """A line for the mean over the seeds and a band of one standard error around it."""
     mean, error = values.mean(axis=-1), standard_error(values)
-    style = "-" if name in TWO_LOOPS else "--"
+    style = "-" if name.startswith(TWO_LOOPS) else "--"
     axes.plot(places, mean, style, color=colour(name), label=name)
     axes.fill_between(places, mean - error, mean + error, color=colour(name), alpha=0.2, lw=0)
 

@@ -108,14 +108,17 @@ def train(
     seeds: int,
     checkpoints: Checkpoints | None = None,
     map_seeds: Callable = jax.vmap,
+    first_seed: int = 0,
 ) -> Iterator[Measurement]:
     """Trains one network per seed, and yields a measurement before training and per segment.
+
+    The seeds are `first_seed` and those that follow it.
 
     With `checkpoints` it goes on from the newest one, and yields what comes after it: batches and
     masks are functions of seed and segment, so that the rest is the same bit for bit.
     """
     data = jax.device_put(dataset)
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    keys = jax.vmap(jax.random.key)(first_seed + jnp.arange(seeds))
     trained = start(contestant, model, keys, budget)
     measure = functools.partial(_measure, contestant.reported, model, map_seeds)
 

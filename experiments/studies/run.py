@@ -3,20 +3,24 @@
     python -m experiments.studies.run --data-dir DIR --workloads mnistfc lenet
     python -m experiments.studies.run --table
 
-Variants: "paper" takes the settings and the length of the paper, "short" its settings at the length
-of "tuned", which takes those that `tune.py` found. Each run is one command of `experiments.train`,
-which goes on from its checkpoints; finished runs are skipped.
+Variants: "paper" takes the settings and the length of the paper, "published" those of its authors'
+code instead where they differ, "short" the paper's at the length of "tuned", which takes those that
+`tune.py` found. Each seed is one command of `experiments.train`, which goes on from its
+checkpoints; finished seeds are skipped. `--jobs 2` trains two at a time, each on a core of its own.
 Logs are copied to `logs/`, the table goes to `table.md`, a figure for each workload and variant
-beside it. Workloads run in the order given.
+beside it. All first seeds come first, in the order in which the workloads are given.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import itertools
 import json
 import os
 import pathlib
+import queue
 import shutil
 import subprocess
 import sys
@@ -25,12 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import train, workloads
-from experiments.harness import logs, report
+from experiments.harness import logs, report, settings
 from experiments.io import files
 from experiments.studies import RESULTS, paired, tune
 
-VARIANTS = ("paper", "short", "tuned")
-SEEDS = {"mnistfc": 5, "lenet": 5}  # else 3
+VARIANTS = ("paper", "published", "short", "tuned")
+SEEDS = {"mnistfc": 5, "lenet": 5, "char_lstm": 4}  # the paper's; else 3
 # Effective ones, where not the paper's.
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
 COLUMNS = (
@@ -40,36 +44,60 @@ COLUMNS = (
 
 
 def command(workload: str, variant: str, optimizer: str, options: argparse.Namespace) -> list[str]:
-    """The flags of train.py; empty where the tuning has not been done."""
-    flags = [workload, "--optimizer", optimizer]
-    flags += ["--seeds", str(options.seeds or SEEDS.get(workload, 3))]
-    flags += ["--data-dir", tune.data_folder(options.data_dir, workload)]
+    """The flags of train.py; empty where there is no such variant, or it has not been tuned."""
+    flags = [
+        workload,
+        "--optimizer",
+        optimizer,
+        "--data-dir",
+        tune.data_folder(options.data_dir, workload),
+    ]
     if variant == "tuned":
         results = json.loads(options.tuning.read_text()) if options.tuning.exists() else []
         ranked = tune.ranking(results, workload, optimizer)
         if not ranked:
             return []
         flags += ranked[0]["settings"]
+    if variant == "published":
+        return [*flags, "--as-published"] if settings.ENTROPY.is_of(workload, optimizer) else []
     if variant != "paper":
         flags += ["--effective-epochs", str(EPOCHS[workload])]
     return tune.own(flags)
 
 
-def run(name: str, flags: list[str], options: argparse.Namespace) -> None:
-    """Trains unless that is done, and keeps a copy of the log."""
+def run(name: str, flags: list[str], cores: queue.SimpleQueue, options: argparse.Namespace) -> None:
+    """Trains on the next free core unless that is done, and keeps a copy of the log."""
     kept, folder = RESULTS / "logs" / f"{name}.jsonl", options.work / name
     if kept.exists():
         print(f"{name}: kept in {kept.parent}, not run again", flush=True)
         return
+    core = cores.get()
     print(f"{name}: {' '.join(flags)}", flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(RESULTS.parents[1])}
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.train", *flags, "--out", str(folder)], env=environment
+        [sys.executable, "-m", "experiments.train", *flags, "--out", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(RESULTS.parents[1])},
+        preexec_fn=functools.partial(os.sched_setaffinity, 0, core) if core else None,
     )
+    cores.put(core)
     if done.returncode == 0:
         kept.parent.mkdir(exist_ok=True)
         files.write_whole(kept, (folder / logs.FILE).read_text())
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """All seeds of all that is asked for, `--jobs` at a time."""
+    cores: queue.SimpleQueue = queue.SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[: options.jobs] if options.jobs > 1 else [None]:
+        cores.put(core if core is None else [core])
+    most = options.seeds or max(SEEDS.values())
+    asked = itertools.product(range(most), options.workloads, options.variants, options.optimizers)
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for seed, workload, variant, optimizer in asked:
+            flags = command(workload, variant, optimizer, options)
+            if flags and seed < (options.seeds or SEEDS.get(workload, 3)):
+                name = f"{workload}-{variant}-{optimizer}-{seed}"
+                pool.submit(run, name, [*flags, "--first-seed", str(seed)], cores, options)
 
 
 class Finished(NamedTuple):
@@ -87,22 +115,36 @@ class Finished(NamedTuple):
         return self.score.of(self.curves)
 
     @property
+    def length(self) -> str:
+        """That of the paper, or a shorter one."""
+        return "paper" if self.variant == "published" else self.variant
+
+    @property
     def ours(self) -> bool:
-        return self.curves.name in report.TWO_LOOPS
+        return self.curves.name.startswith(report.TWO_LOOPS)
 
 
 def finished() -> list[list[Finished]]:
-    """All runs, those of one workload and variant together."""
-    paths = sorted((RESULTS / "logs").glob("*.jsonl"))
-    groups = itertools.groupby(paths, key=lambda path: path.stem.rsplit("-", 1)[0])
-    return [[read(path) for path in group] for _, group in groups]
+    """All runs, those of one workload and length together; the seeds of one as one."""
+    logged: dict[tuple[str, ...], list[pathlib.Path]] = {}
+    for path in sorted((RESULTS / "logs").glob("*.jsonl")):
+        logged.setdefault(tuple(path.stem.split("-")[:3]), []).append(path)
+    groups: dict[tuple[str, ...], list[Finished]] = {}
+    for (workload, variant, _), paths in logged.items():
+        one = read(variant, paths)
+        groups.setdefault((workload, one.length), []).append(one)
+    return list(groups.values())
 
 
-def read(path: pathlib.Path) -> Finished:
-    configuration, measurements, seconds = logs.read(path.parent, path.name)
-    curves = report.collect(train.NAMES[configuration["optimizer"]], measurements)
+def read(variant: str, paths: list[pathlib.Path]) -> Finished:
+    """One variant of one optimizer from its logs, each of one seed or several."""
+    each = [logs.read(path.parent, path.name) for path in paths]
+    configuration = each[0][0] | {"seeds": sum(known["seeds"] for known, _, _ in each)}
+    name = train.NAMES[configuration["optimizer"]]
+    name += " as published" if variant == "published" else ""
+    curves = report.side_by_side([report.collect(name, measured) for _, measured, _ in each])
     score = report.SCORES[workloads.get(configuration["workload"]).score]
-    return Finished(configuration, path.stem.split("-")[1], curves, score, seconds)
+    return Finished(configuration, variant, curves, score, sum(seconds for *_, seconds in each))
 
 
 def table(groups: list[list[Finished]]) -> str:
@@ -135,7 +177,7 @@ def row(run: Finished, baseline: Finished | None) -> str:
 def draw(groups: list[list[Finished]]) -> None:
     """A figure for each workload and variant."""
     for group in groups:
-        workload, variant = group[0].configuration["workload"], group[0].variant
+        workload, variant = group[0].configuration["workload"], group[0].length
         path = RESULTS / f"{workload}-{variant}.png"
         curves = [run.curves for run in group]
         report.save_figure(curves, f"{workload}, {variant}", path, group[0].score)
@@ -147,20 +189,16 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=["mnistfc", "char_lstm", "lenet"])
     parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["paper"])
-    parser.add_argument("--seeds", type=int, help="default 5 on MNIST, 3 elsewhere")
+    parser.add_argument("--seeds", type=int, help="default 5 on MNIST, 4 of char_lstm, else 3")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time (default 1)")
     parser.add_argument("--tuning", type=pathlib.Path, default=RESULTS / "tuning.json")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--table", action="store_true", help="only the table and figures")
     options = parser.parse_args()
     if options.data_dir is None and not options.table:
         parser.error("--data-dir DIR is needed, the folder that has mnist/ and text/; or --table")
-    for workload, variant, optimizer in itertools.product(
-        options.workloads, options.variants, options.optimizers
-    ):
-        if options.table:
-            break
-        if flags := command(workload, variant, optimizer, options):
-            run(f"{workload}-{variant}-{optimizer}", flags, options)
+    if not options.table:
+        run_all(options)
     groups = finished()
     files.write_whole(RESULTS / "table.md", table(groups))
     draw(groups)
