@@ -13,14 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-import traceback
 from typing import Any
 
 from experiments.io.errors import InputError, OneLineParser, one_line_errors
@@ -33,11 +25,11 @@ with one_line_errors("many_hosts.py"):
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from entropy_sgd_jax import entropy_sgd
-    from experiments.checkpoints import CheckpointError, Checkpoints
+    from experiments.checkpoints import Checkpoints
     from experiments.data.images import load_digits
+    from experiments.harness import launcher
 
 DEVICES = 4  # in all, where the processes are started from here
-LAST_WORDS = 5  # seconds for the others to end when one has failed
 INNER_STEPS, BATCH_SIZE, UPDATES, SAVE_EVERY = 10, 64, 60, 20
 
 
@@ -111,97 +103,20 @@ def my_part(update: int, examples: int) -> np.ndarray:
     return np.split(order, jax.process_count(), axis=1)[jax.process_index()]
 
 
-def take_part(folder: str | None, *place: Any) -> None:
-    """Trains as one of several processes."""
-    try:
-        jax.distributed.initialize(*place)
-        train(folder)
-    except CheckpointError:  # which all of them raise, and the first one shows
-        if jax.process_index() == 0:
-            raise
-        raise SystemExit(2) from None
-    except BaseException as error:  # of this one alone: JAX would wait for the others to end too
-        code = 2 if isinstance(error, InputError) else 1
-        print(
-            f"many_hosts.py: error: {error}" if code == 2 else traceback.format_exc(),
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(code)
-
-
-def start_processes(count: int, folder: str | None) -> int:
-    """Runs this program `count` times on this machine; the exit code of the first that fails.
-
-    None of them outlives the first failure, a signal to this process, or its end.
-    """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={DEVICES // count}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    program = [sys.executable, __file__, "--join", f"localhost:{port}", str(count)]
-    place = ["--checkpoints", folder] if folder else []
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    processes: list[subprocess.Popen] = []
-    try:
-        for rank in range(count):
-            command = [*program, str(rank), *place]
-            # A pipe that nobody writes to, and that the system closes when this process ends.
-            processes.append(
-                subprocess.Popen(
-                    command, env=environment, stdin=subprocess.PIPE, start_new_session=True
-                )
-            )
-        return first_failure(processes)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    finally:
-        for process in processes:
-            process.kill()  # which a run with checkpoints survives
-        for process in processes:
-            process.wait()
-
-
-def first_failure(processes: list[subprocess.Popen]) -> int:
-    """Its exit code, or 0 once all have ended well; the others get a moment to report it too."""
-    while not any(codes := [process.poll() for process in processes]):
-        if None not in codes:
-            return 0
-        time.sleep(0.05)
-    deadline = time.monotonic() + LAST_WORDS
-    while None in [process.poll() for process in processes] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return abs(next(code for code in codes if code))
-
-
-def end_with_parent() -> None:
-    """Ends this process when the one that holds the other end of its standard input is gone."""
-
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main() -> None:
     parser = OneLineParser(prog="many_hosts.py", description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2, help="to start here: 1, 2 or 4")
     parser.add_argument("--cluster", action="store_true", help="started by SLURM, Kubernetes, ...")
     parser.add_argument("--checkpoints", metavar="DIR", help="folder that all processes see")
-    parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--join", nargs=3, default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.cluster:
-        take_part(options.checkpoints)  # JAX finds coordinator, count and rank by itself
-    elif options.join:
-        end_with_parent()
-        address, count, rank = options.join
-        take_part(options.checkpoints, address, int(count), int(rank))
-    elif options.processes in (1, 2, 4):
-        raise SystemExit(start_processes(options.processes, options.checkpoints))
-    else:
+    if options.processes not in (1, 2, 4):
         raise InputError(f"--processes {options.processes} given, 1, 2 or 4 expected")
+    if options.cluster or options.join:
+        launcher.take_part(lambda: train(options.checkpoints), *options.join)
+    else:
+        arguments = ["--checkpoints", options.checkpoints] if options.checkpoints else []
+        raise SystemExit(launcher.start_processes(options.processes, DEVICES, arguments))
 
 
 if __name__ == "__main__":
