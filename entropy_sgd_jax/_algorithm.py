@@ -36,9 +36,14 @@ class Chain(NamedTuple):
     """What a Langevin step moves."""
 
     iterate: PyTree  # x′
-    average: PyTree  # μ
+    average: PyTree | None  # μ; None where that is x′, since α is 1
     inner_state: optax.OptState  # of D
     record: _diagnostics.EntropicDiagnostics | None
+
+    @property
+    def mean(self) -> PyTree:
+        """⟨x′⟩, as far as the chain has come."""
+        return self.iterate if self.average is None else self.average
 
 
 class Anchor(NamedTuple):
@@ -81,7 +86,7 @@ class Algorithm:
         record = state.diagnostics
         if record is not None:  # with a place for the gradient to come
             record = record._replace(first_gradient=anchor.x)
-        return self._own(Chain(anchor.x, anchor.x, inner_state, record), anchor)
+        return self._own(self._at(anchor, inner_state, record), anchor)
 
     def step(
         self, chain: Chain, anchor: Anchor, gradient: Gradient, count: jax.Array, xi: PyTree
@@ -100,9 +105,11 @@ class Algorithm:
         )
         move = jax.jit(move_leaf, inline=True)  # traced once for each shape, not for each leaf
         direction = _trees.cast_like(direction, anchor.x)
-        moved = jax.tree.map(move, chain.iterate, chain.average, direction, anchor.x, xi)
+        moved = jax.tree.map(move, chain.iterate, chain.mean, direction, anchor.x, xi)
         iterate, average = _trees.unzip(anchor.x, moved)
         average = _guard.remember_overflow(average, iterate, anchor.params)
+        if self._keeps_last:
+            iterate, average = average, None
         record = chain.record
         if record is not None:
             losses = (gradient.loss, gradient.known_losses)
@@ -123,9 +130,9 @@ class Algorithm:
         """
         scope = _at(self.scope, anchor.t)
         initial = self.inner_transform.init(anchor.x)
-        sound = _guard.all_finite(chain.average)
+        sound = _guard.all_finite(chain.mean)
         sound &= _guard.stays_finite(chain.inner_state, initial)
-        average = apply_if(~sound, _trees.nan_like, chain.average)
+        average = apply_if(~sound, _trees.nan_like, chain.mean)
 
         def pseudo_gradient(x: jax.Array, mean: jax.Array) -> jax.Array:
             return (x - mean) * jnp.asarray(scope if self.scale_by_scope else 1, x.dtype)
@@ -187,7 +194,7 @@ class Algorithm:
         record = chain.record
         return updates, state._replace(
             count=optax.safe_increment(state.count),
-            langevin_iterate=chain.iterate,
+            langevin_iterate=None if self._keeps_last else chain.iterate,
             langevin_average=chain.average,
             inner_state=chain.inner_state,
             base_state=base_state,
@@ -278,8 +285,8 @@ class Algorithm:
         state = EntropicState(
             count=jnp.zeros((), jnp.int32),
             rng_key=_noise.typed_key(self.key),
-            langevin_iterate=iterate,
-            langevin_average=self._accumulators(params, copy=True),
+            langevin_iterate=iterate if self.streaming or not self._keeps_last else None,
+            langevin_average=None if self._keeps_last else self._accumulators(params, copy=True),
             inner_state=self.inner_transform.init(iterate),
             base_state=self.base_optimizer.init(params),
             anchor=jax.tree.map(jnp.array, params) if self.streaming else None,
@@ -292,7 +299,7 @@ class Algorithm:
         """x, where the update finds it in `params`; checks what every update must be given."""
         _protocol.params(params)
         self.axes.check()
-        _protocol.state(state, params, self.streaming)
+        _protocol.state(state, params, self.streaming, self.inner_transform)
         return self._anchor(params, state)
 
     def _anchor(self, params: PyTree, state: EntropicState) -> Anchor:
@@ -306,7 +313,8 @@ class Algorithm:
         def begin(known: Any) -> Any:
             if self._waits:  # x′ goes on, and only x′ is the user's to move
                 chain = self.start(self._anchor(known[0], state), state)
-                return known[0], chain._replace(iterate=None, average=iterate)
+                average = None if self._keeps_last else iterate
+                return known[0], chain._replace(iterate=None, average=average)
             x = jax.tree.map(_streaming.follow, params, left, known[0])
             chain = self.start(self._anchor(x, state), state)
             return x, chain._replace(iterate=None)
@@ -319,6 +327,8 @@ class Algorithm:
         anchor = self._anchor(x, state)
         if not self._waits:
             iterate = _trees.where(first, anchor.x, iterate)
+        if self._keeps_last:  # no μ remembers what x′ has been
+            iterate = jax.tree.map(_streaming.spoiled, iterate, left)
         return anchor, chain._replace(iterate=iterate)
 
     @property
@@ -346,7 +356,16 @@ class Algorithm:
     def _restart(self, anchor: Anchor, chain: Chain) -> Chain:
         """The chain at x again, and D as at its start."""
         inner_state = _guard.restarted(self.inner_transform, chain.inner_state, anchor.x)
-        return Chain(anchor.x, anchor.x, inner_state, chain.record)
+        return self._at(anchor, inner_state, chain.record)
+
+    def _at(self, anchor: Anchor, inner_state: optax.OptState, record: Any) -> Chain:
+        """A chain that has made no step from x."""
+        return Chain(anchor.x, None if self._keeps_last else anchor.x, inner_state, record)
+
+    @property
+    def _keeps_last(self) -> bool:
+        """Whether μ is x′, which the Python number 1 as α says."""
+        return isinstance(self.averaging, float) and self.averaging == 1
 
     def _own(self, chain: Chain, anchor: Anchor) -> Chain:
         """`chain` marked as what differs from device to device, as it will after a step."""
@@ -374,7 +393,7 @@ class Algorithm:
         """`params` in the accumulator's dtype: what is asked for, else at least float32."""
 
         def accumulator(param: jax.Array) -> jax.Array:
-            return jnp.array(param, self.accumulator_dtype or _trees.wide(param), copy=copy)
+            return jnp.array(param, self.accumulator_dtype or _trees.wide_dtype(param), copy=copy)
 
         return jax.tree.map(accumulator, params)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -119,7 +118,8 @@ def entropic(
       scope: γ, the pull towards x, at least 0; a lower scope looks at wider valleys.
       noise_scale: ε, the thermal noise, at least 0; each step adds √η′·ε standard deviations. The
         Python number 0 leaves the noise out of the program.
-      averaging: α, in [0, 1], the weight of the *newest* x′ in μ; 1 keeps the last x′.
+      averaging: α, in [0, 1], the weight of the *newest* x′ in μ; 1 keeps the last x′, and the
+        Python number 1 leaves μ out of the state, in scan mode x′ as well.
       inner_transform: D, an Optax transformation of the inner gradients to a direction uphill:
         momentum, clipping, weight decay, preconditioning, without a learning rate of its own (a
         whole optimizer needs ``optax.scale(-1)`` after it). Its ``params`` are x′. None for the
@@ -207,9 +207,6 @@ def build(
     alone = options["inner_steps"] == 0
     options["streaming"] &= not alone
     _checks.of_streams_only(options)
-    if options["streaming"] and _is_one(options["averaging"]):
-        # As an array: what x′ has been, a stream knows from (1 − α) μ alone, which has to stay in.
-        options["averaging"] = np.float32(1)
     algorithm = Algorithm(
         base_optimizer=_checks.check("base_optimizer", base_optimizer),
         inner_transform=optax.with_extra_args_support(inner_transform or optax.identity()),
@@ -229,10 +226,6 @@ def build(
         return returned
 
     return EntropicTransformation(algorithm.init, update)
-
-
-def _is_one(value: Any) -> bool:
-    return isinstance(value, float) and value == 1
 
 
 @with_options_of(entropic)

@@ -95,7 +95,9 @@ def _kind(leaf: Any) -> tuple[str, str]:
     return "complex" if is_complex else "other", str(dtype)
 
 
-def state(tree: Any, like: PyTree, streaming: bool) -> None:
+def state(
+    tree: Any, like: PyTree, streaming: bool, inner_transform: optax.GradientTransformation
+) -> None:
     """Raises ValueError unless `tree` is the state of this optimizer for these parameters."""
     if not isinstance(tree, EntropicState):
         raise _checks.error(
@@ -113,9 +115,12 @@ def state(tree: Any, like: PyTree, streaming: bool) -> None:
             f"Initialise it by the optimizer that takes the update. To go from {other} to {own} "
             "mode take x = anchor_params(state, params), and start again from tx.init(x).",
         )
-    found = tree.langevin_iterate
     try:
-        same_tree("state.langevin_iterate", found, like, "")
+        if tree.langevin_iterate is not None:
+            same_tree("state.langevin_iterate", tree.langevin_iterate, like, "")
+        else:
+            expected = jax.eval_shape(inner_transform.init, like)
+            same_tree("state.inner_state", tree.inner_state, expected, "")
     except ValueError as mismatch:
         raise ValueError(
             f"{mismatch}The state is one of other parameters: initialise it by tx.init(params), "
@@ -171,7 +176,9 @@ def not_summed(grads: PyTree, axis_name: AxisName | None) -> None:
 
 
 def same_tree(name: str, tree: PyTree, like: PyTree, advice: str) -> None:
-    """Raises ValueError unless `tree` has the structure and the shapes of `like`, the params."""
+    """Raises ValueError unless `tree` has the structure and the shapes of `like`: of the params,
+    or of what was made from them.
+    """
     allowed = "a tree with the structure of `params`"
     if tree is None and like is not None:
         raise _checks.error(name, allowed, "None", advice)

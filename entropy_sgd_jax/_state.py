@@ -22,8 +22,10 @@ class EntropicState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]  # t, outer steps so far; shape (), int32
     rng_key: jax.Array  # never split: the noise is a function of rng_key, t and the step
-    langevin_iterate: PyTree  # x′, like params, in the accumulator's dtype
-    langevin_average: PyTree  # μ, likewise
+    # Like params, in the accumulator's dtype. With `averaging=1` μ is x′ and is None, as x′ itself
+    # is in scan mode, where each update starts from `params`.
+    langevin_iterate: PyTree | None  # x′
+    langevin_average: PyTree | None  # μ
     inner_state: PyTree  # of `inner_transform`
     base_state: PyTree  # of `base_optimizer`
     anchor: PyTree | None  # x, like params; None in scan mode

@@ -27,6 +27,11 @@ def resume(param: jax.Array, left: jax.Array) -> jax.Array:
     return follow(param, left, left)
 
 
+def spoiled(iterate: jax.Array, left: jax.Array) -> jax.Array:
+    """x′, not finite where the last update left it so, until the cycle ends."""
+    return jnp.where(lax.is_finite(left), iterate, left)
+
+
 def step_to(iterate: jax.Array, param: jax.Array) -> jax.Array:
     """The update from `param` to x′; none where x′ is not finite, until the cycle ends."""
     target = jnp.asarray(iterate, jnp.result_type(param))

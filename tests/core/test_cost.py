@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from entropy_sgd_jax import entropy_sgd
+from entropy_sgd_jax import diloco, entropy_sgd
 
 WIDTH = 512  # parameters: 2 · 512², 2 MiB in float32, far more than any activation
 PARAMETER_BYTES = 2 * WIDTH * WIDTH * 4
@@ -116,3 +116,16 @@ def test_an_update_costs_inner_steps_gradients(inner_steps: int, given: bool) ->
     jax.block_until_ready(update(start if given else None, tx.init(start)))
     jax.effects_barrier()
     assert sorted(calls) == list(range(inner_steps - given))
+
+
+@pytest.mark.parametrize(("streaming", "copies"), [(False, 3), (True, 5)])
+def test_the_last_iterate_is_not_kept_twice(streaming: bool, copies: int) -> None:
+    """Adam's two moments and the outer momentum; in streaming mode also x, and x′ as it was left.
+
+    Its average is itself.
+    """
+    params = {"w": jnp.zeros((30, 40)), "b": jnp.zeros(40)}
+    tx = diloco(inner_steps=5, inner_optimizer=optax.adamw(1e-3), streaming=streaming)
+    state = jax.eval_shape(tx.init, params)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float32)
+    assert numbers == copies * 31 * 40

@@ -51,7 +51,8 @@ def test_inject_hyperparams(hyperparams: dict[str, Any], mode: str) -> None:
     plain = entropy_sgd(**hyperparams, **static)
     expected, expected_state = train(plain, mode, params, rows(3, L))
     assert_close(trained, expected)
-    assert_close(state.inner_state.langevin_average, expected_state.langevin_average)
+    if expected_state.langevin_average is not None:  # as it is where α is the number 1
+        assert_close(state.inner_state.langevin_average, expected_state.langevin_average)
     assert_close(anchor_params(state, trained), anchor_params(expected_state, expected))
 
 
