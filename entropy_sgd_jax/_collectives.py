@@ -22,7 +22,7 @@ def wide_mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     """The mean of `tree` over the axis in at least float32, in which it is returned."""
 
     def widen(leaf: Any) -> jax.Array:
-        return jnp.asarray(leaf, _trees.wide(leaf))
+        return jnp.asarray(leaf, _trees.wide_dtype(leaf))
 
     return mean(jax.tree.map(widen, tree), axis_name)
 

@@ -91,8 +91,8 @@ def observe_step(
     is_first = jnp.equal(step, 0)
     return record._replace(
         inner_loss=inner_loss,
-        inner_gradient_norm=mean(record.inner_gradient_norm, _trees.norm(grads), step),
-        langevin_distance=mean(record.langevin_distance, _trees.norm(displacement), step),
+        inner_gradient_norm=mean(record.inner_gradient_norm, _length(grads), step),
+        langevin_distance=mean(record.langevin_distance, _length(displacement), step),
         nonfinite_gradients=jnp.where(is_first, 0, record.nonfinite_gradients) + bad,
         first_gradient=_trees.where(is_first, grads, record.first_gradient),
     )
@@ -106,8 +106,8 @@ def observe_update(
     counts: jax.Array,
 ) -> EntropicDiagnostics:
     """Takes in the end of the loop, where x − μ is known, and whether the update counts."""
-    norm = _trees.norm(pseudo_gradient)
-    norms = norm * _trees.norm(record.first_gradient)
+    norm = _length(pseudo_gradient)
+    norms = norm * _length(record.first_gradient)
     inner_product = _trees.inner_product(pseudo_gradient, record.first_gradient)
     defined = norms > 0
     alignment = inner_product / jnp.where(defined, norms, jnp.ones_like(norms))
@@ -119,3 +119,8 @@ def observe_update(
         gradient_evaluations=jnp.asarray(gradient_evaluations, jnp.int32),
         refused_updates=record.refused_updates + (~counts).astype(jnp.int32),
     )
+
+
+def _length(tree: PyTree) -> jax.Array:
+    """The Euclidean norm over all leaves; shape ()."""
+    return jnp.sqrt(_trees.inner_product(tree, tree))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 from entropy_sgd_jax._typing import PyTree
 
+# Accelerators round the factors of a product to fewer bits unless told otherwise.
+PRECISION = lax.Precision.HIGHEST
 
-def wide(leaf: Any) -> Any:
-    """The dtype of `leaf`, at least float32."""
-    dtype = jnp.result_type(leaf)
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+def wide_dtype(tree: PyTree) -> np.dtype[Any]:
+    """The widest dtype of the leaves, at least float32."""
+    # Leaf by leaf, since scalars of a weak type would give way to float32.
+    dtypes = map(jnp.result_type, jax.tree.leaves(tree))
+    with jax.numpy_dtype_promotion("standard"):  # "strict" refuses even to compare two
+        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
 def is_traced(tree: PyTree) -> bool:
@@ -50,20 +58,16 @@ def unzip(like: PyTree, pairs: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def inner_product(a: PyTree, b: PyTree) -> jax.Array:
-    """The sum of all products, in at least float32; shape ().
+    """The sum of all products, shape (); of each vector of a basis `a` with `b`, shape (rows,).
 
-    Summed in place: a dot product of raveled arrays would gather sharded ones on every device.
+    Sharded trees stay sharded. In at least float32.
     """
+    dtype = wide_dtype((a, b))
 
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = wide(a)
-        return jnp.sum(a.astype(dtype) * b.astype(dtype))
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        # The last axes of x are those of y. Unlike tensordot, this takes scalars outside of jit.
+        contracted = (range(x.ndim - y.ndim, x.ndim), range(y.ndim))
+        x, y = x.astype(dtype), y.astype(dtype)
+        return lax.dot_general(x, y, (contracted, ((), ())), precision=PRECISION)
 
-    products: list[Any] = jax.tree.leaves(jax.tree.map(product, a, b))
-    dtype = max((p.dtype for p in products), key=lambda d: d.itemsize, default=jnp.float32)
-    return sum((p.astype(dtype) for p in products), start=jnp.zeros((), dtype))
-
-
-def norm(tree: PyTree) -> jax.Array:
-    """The Euclidean norm over all leaves; shape ()."""
-    return jnp.sqrt(inner_product(tree, tree))
+    return sum(jax.tree.leaves(jax.tree.map(product, a, b)), start=jnp.zeros((), dtype))

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import _vectors
 from entropy_sgd_jax.flatness._data import DataSet
 
 PILOTS = 8  # further chains, which choose the ladder and the step size for the others
@@ -105,8 +105,8 @@ def _accept(
     def flow(here: Chains, there: Chains) -> jax.Array:
         """−log of (density here) · (density of the move there), less what is symmetric."""
         move = jax.tree.map(lambda u, v: (v - u) / 2 + size / 4 * (u + v), here.point, there.point)
-        squared = jax.vmap(_vectors.inner_product)(here.gradient, here.gradient)
-        along = jax.vmap(_vectors.inner_product)(move, here.gradient)
+        squared = jax.vmap(_trees.inner_product)(here.gradient, here.gradient)
+        along = jax.vmap(_trees.inner_product)(move, here.gradient)
         return weight * (here.energy + along + size / 4 * weight * squared)
 
     probability = jnp.exp(jnp.minimum(flow(chains, proposed) - flow(proposed, chains), 0))

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from entropy_sgd_jax import _noise as noise_lib
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import _vectors
 from entropy_sgd_jax.flatness._data import DataSet
 from entropy_sgd_jax.flatness._progress import Progress, tracked
 
@@ -133,7 +132,7 @@ def zeros(params: PyTree, count: int) -> Any:
     """`count` zero offsets, in at least float32 and sharded as the parameters are."""
 
     def leaf_zeros(leaf: Any) -> jax.Array:
-        leaf = jnp.zeros_like(leaf, _vectors.dtype_of(leaf))
+        leaf = jnp.zeros_like(leaf, _trees.wide_dtype(leaf))
         return jnp.broadcast_to(leaf, (count, *leaf.shape))
 
     return jax.tree.map(leaf_zeros, params)
@@ -153,7 +152,7 @@ def noise(key: Any, number: jax.Array | int, offset: PyTree) -> Any:
 
 def inner_products(a: PyTree, b: PyTree) -> jax.Array:
     """One for each chain, shape (num_chains,)."""
-    products: jax.Array = jax.vmap(_vectors.inner_product)(a, b)
+    products: jax.Array = jax.vmap(_trees.inner_product)(a, b)
     return products
 
 

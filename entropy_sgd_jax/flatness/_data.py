@@ -17,8 +17,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import _vectors
 
 T = TypeVar("T")
 BatchSize: TypeAlias = Callable[[Any], jax.Array | float]
@@ -121,7 +121,7 @@ class DataSet:
 
 def _zeros(shapes: PyTree) -> tuple[PyTree, jax.Array]:
     """No sum and no weight yet."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _vectors.dtype_of(leaf)), shapes)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _trees.wide_dtype(leaf)), shapes)
     return zeros, jnp.zeros(())
 
 

@@ -95,7 +95,7 @@ def local_entropy(
       make them faster", Statistical Science 28, 2013, for the Langevin step.
     """
     count, params = _checks.params(params), _vectors.arrays(params)
-    dtype, advice = _vectors.dtype_of(params), "1e-4 to 1 is usual in training."
+    dtype, advice = _trees.wide_dtype(params), "1e-4 to 1 is usual in training."
     scope = _checks.positive("scope", scope, advice, dtype, scalar=False)
     advice = "1.0 is the paper's."
     beta = _checks.positive("inverse_temperature", inverse_temperature, advice, dtype)
@@ -157,7 +157,7 @@ def integrate(
         """Of β f + γ/2 ‖·‖² over the energy of the Gaussian, and its gradient in its units."""
         places = start.place(points)
         value, gradient = energy(places)
-        squares = [jax.vmap(_vectors.inner_product)(tree, tree) for tree in (places, points)]
+        squares = [jax.vmap(_trees.inner_product)(tree, tree) for tree in (places, points)]
         gradient = start.in_units(_vectors.add_scaled(gradient, scope, places))
         gradient = _vectors.add_scaled(gradient, -1, points)
         return value - least + 0.5 * (scope * squares[0] - squares[1]), gradient

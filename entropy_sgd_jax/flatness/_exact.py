@@ -68,7 +68,7 @@ def exact_spectrum(
     """
     count, params = _checks.params(params), _vectors.arrays(params)
     data = DataSet(batches, batch_size)
-    dtype = _vectors.dtype_of(params)
+    dtype = _trees.wide_dtype(params)
     gibibytes = _COPIES * count**2 * dtype.itemsize / 2**30
     _checks.positive("memory_limit", memory_limit, "It is in GiB; 32 is the default.", dtype)
     if gibibytes > memory_limit:
@@ -99,7 +99,7 @@ def _filler(
     block_product: Callable[[PyTree], PyTree], params: PyTree, block: int, count: int
 ) -> Callable[[jax.Array | int, jax.Array], jax.Array]:
     """A function of (number of the block, matrix), which fills in the block's rows."""
-    dtype = _vectors.dtype_of(params)
+    dtype = _trees.wide_dtype(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
     @jax.jit

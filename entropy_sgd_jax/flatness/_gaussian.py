@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import _lanczos, _vectors
 from entropy_sgd_jax.flatness._data import DataSet
@@ -33,7 +34,7 @@ class Axes(NamedTuple):
     def split(self, vector: PyTree) -> tuple[jax.Array, Any]:
         """The coordinates of a vector."""
         if self.complete:
-            return _vectors.inner_product(self.basis, vector), None
+            return _trees.inner_product(self.basis, vector), None
         rest, along = _vectors.without(vector, self.basis)
         return along, _vectors.without(rest, self.basis)[0]  # twice, to be orthogonal
 
@@ -47,7 +48,7 @@ class Axes(NamedTuple):
         """Unit normal in all coordinates."""
         along_key, rest_key = jax.random.split(key)
         shape = jax.tree.leaves(self.basis)[0].shape[:1]
-        along = jax.random.normal(along_key, shape, _vectors.dtype_of(like))
+        along = jax.random.normal(along_key, shape, _trees.wide_dtype(like))
         if self.complete:
             return along, None
         return along, self.split(_vectors.draw(jax.random.normal, rest_key, like))[1]
@@ -161,7 +162,7 @@ def _refined_part(
         return mean, precision, True
 
     def dot(a: PyTree, b: PyTree) -> jax.Array:
-        return _vectors.inner_product(a, b) if pooled else jnp.sum(a * b, axis=0)
+        return _trees.inner_product(a, b) if pooled else jnp.sum(a * b, axis=0)
 
     unit = _vectors.binary_scale(_vectors.peak(gradient))  # what is squared below may overflow
     centred = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0), points)

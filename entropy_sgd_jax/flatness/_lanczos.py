@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import _vectors
 from entropy_sgd_jax.flatness._data import DataSet
@@ -39,11 +40,11 @@ class Krylov(NamedTuple):
 def start(vector: PyTree, rows: int, key: jax.Array) -> Krylov:
     """An empty basis with room for `rows` vectors, of which `vector` is to be the first."""
     return Krylov(
-        unit=jnp.zeros((), _vectors.dtype_of(vector)),
+        unit=jnp.zeros((), _trees.wide_dtype(vector)),
         basis=_vectors.empty_basis(rows, vector),
-        projected=jnp.zeros((rows, rows), _vectors.dtype_of(vector)),
+        projected=jnp.zeros((rows, rows), _trees.wide_dtype(vector)),
         vector=_vectors.normalised(vector),
-        residual=jnp.zeros((), _vectors.dtype_of(vector)),
+        residual=jnp.zeros((), _trees.wide_dtype(vector)),
         products=jnp.zeros((), jnp.int32),
         key=key,
     )
@@ -88,7 +89,7 @@ def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
     for _ in range(2):  # is enough to be orthogonal up to rounding
         # Against the basis as it came: XLA would transpose a new one for these products.
         image, old = _vectors.without(image, krylov.basis)
-        own = _vectors.inner_product(krylov.vector, image)
+        own = _trees.inner_product(krylov.vector, image)
         image = _vectors.add_scaled(image, -own, krylov.vector)
         overlaps = (overlaps + old).at[row].add(own)
     basis = jax.tree.map(

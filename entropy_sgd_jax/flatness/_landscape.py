@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _checks, _estimates, _vectors
 from entropy_sgd_jax.flatness._curvature import Loss
@@ -68,7 +69,7 @@ def local_energy(
     """
     _checks.params(params)
     params = _vectors.arrays(params)
-    dtype, advice = _vectors.dtype_of(params), "0.1 to 0.5 is usual."
+    dtype, advice = _trees.wide_dtype(params), "0.1 to 0.5 is usual."
     strength = _checks.positive("strength", strength, advice, dtype, zero=True, scalar=False)
     advice = "Error bars fall with its square root, and need at least 2."
     num_samples = _checks.integer("num_samples", num_samples, 1, float("inf"), advice)
@@ -148,7 +149,7 @@ def sharpness(
     """
     _checks.params(params)
     params = _vectors.arrays(params)
-    radius = _checks.positive("radius", radius, "0.05 is usual.", _vectors.dtype_of(params))
+    radius = _checks.positive("radius", radius, "0.05 is usual.", _trees.wide_dtype(params))
     advice = "1 is SAM's, 20 is the default."
     num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)

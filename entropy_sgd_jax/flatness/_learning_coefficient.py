@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import _chains, _checks, _convergence, _metropolis, _sgld, _vectors
+from entropy_sgd_jax.flatness import _chains, _checks, _convergence, _metropolis, _sgld
 from entropy_sgd_jax.flatness._curvature import Loss
 from entropy_sgd_jax.flatness._data import BatchSize
 from entropy_sgd_jax.flatness._progress import Progress
@@ -218,7 +218,7 @@ def _target(
                 "None, which is n / ln n. Pass nβ, the factor of the loss in the exponent."
             )
         temperature = n / jnp.log(n)
-    dtype = _vectors.dtype_of(params)
+    dtype = _trees.wide_dtype(params)
     beta = _checks.positive("inverse_temperature", temperature, "n / ln n is usual.", dtype)
     return _chains.Target(beta, _checks.positive("scope", scope, "1.0 is the default.", dtype))
 
@@ -234,7 +234,7 @@ def _plan(
     if precondition is None:
         precondition = step_size is None
     if step_size is not None:
-        dtype = _vectors.dtype_of(params)
+        dtype = _trees.wide_dtype(params)
         step_size = _checks.positive("step_size", step_size, "None has it found.", dtype)
     advice = "The standard error is over them; 8 is the default."
     num_chains = _checks.integer("num_chains", num_chains, 2, math.inf, advice)

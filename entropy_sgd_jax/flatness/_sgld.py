@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._langevin import langevin_step
 from entropy_sgd_jax._typing import PyTree
-from entropy_sgd_jax.flatness import _chains, _vectors
+from entropy_sgd_jax.flatness import _chains
 from entropy_sgd_jax.flatness._chains import Plan, Run, Samples, StepSize, Target, inner_products
 from entropy_sgd_jax.flatness._data import DataSet
 
@@ -98,7 +99,7 @@ def sample(
         evaluated = evaluate(params, slope, carry[0].offset, batch, weight)
         return move(*carry, *evaluated, number)
 
-    dtype = _vectors.dtype_of(params)
+    dtype = _trees.wide_dtype(params)
     # A hundredth of what suits curvatures of 1, since no correction forgives a step too large.
     first = jnp.asarray(_BIAS / 25 / sum(target), dtype)
     chain = Chain(offset, StepSize.start(plan, first), jnp.zeros(2, dtype), zero)
@@ -124,7 +125,7 @@ def _evaluate(
     here, slope_here = jax.value_and_grad(loss)(params, batch)
     rises, gradient = jax.vmap(jax.value_and_grad(difference))(offsets)
     noise = jax.tree.map(lambda one, all_: weighted(one) - all_, slope_here, slope)
-    controls = jax.vmap(_vectors.inner_product, (None, 0))(noise, offsets)
+    controls = jax.vmap(_trees.inner_product, (None, 0))(noise, offsets)
     gradient = jax.tree.map(lambda one, noise: weighted(one) - noise, gradient, noise)
     return weighted(rises), controls, gradient
 

@@ -127,7 +127,7 @@ def loss_on_plane(
     width, reach = _vectors.norm(along), _vectors.norm(across)
     _require_apart("second", width, 0, "`first`")
     along = _vectors.normalised(along)
-    shift = _vectors.inner_product(along, across)
+    shift = _trees.inner_product(along, across)
     across = _vectors.add_scaled(across, -shift, along)
     height = _vectors.norm(across)
     _require_apart("third", height, reach, "the line through `first` and `second`")
@@ -153,7 +153,7 @@ def _difference(name: str, other: PyTree, first: PyTree) -> tuple[PyTree, PyTree
     _checks.params(first)
     _protocol.same_tree(name, other, first, "Pass parameters of the same model.")
     first, other = _vectors.arrays(first), _vectors.arrays(other)
-    wide = jax.tree.map(lambda leaf: leaf.astype(_vectors.dtype_of(leaf)), other)
+    wide = jax.tree.map(lambda leaf: leaf.astype(_trees.wide_dtype(leaf)), other)
     return first, _vectors.add_scaled(wide, -1, first)
 
 

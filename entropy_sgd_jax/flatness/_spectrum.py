@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _checks, _estimates, _lanczos, _vectors
 from entropy_sgd_jax.flatness._curvature import Loss, operator
@@ -143,6 +144,6 @@ def spectral_density(
             jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
         )
 
-    like = jnp.zeros((2, num_steps), _vectors.dtype_of(params))
+    like = jnp.zeros((2, num_steps), _trees.wide_dtype(params))
     rules = data.samples(num_probes, probe, like)
     return SpectralDensity(nodes=rules[:, 0], weights=rules[:, 1])

@@ -85,7 +85,7 @@ def top_eigenvalues(
     k = _checks.integer("k", k, 1, count, "It is the number of eigenvalues.")
     _checks.integer("max_products", max_products, 1, float("inf"), "2000 is the default.")
     advice = "1e-6 is the default."
-    smallest = _checks.positive("tolerance", tolerance, advice, _vectors.dtype_of(params))
+    smallest = _checks.positive("tolerance", tolerance, advice, _trees.wide_dtype(params))
     data = DataSet(batches, batch_size)
     rows = min(2 * k + 30, count)
     product = operator(loss, params, data)

@@ -11,6 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _checks, _estimates, _vectors
 from entropy_sgd_jax.flatness._curvature import Loss, operator
@@ -98,19 +99,19 @@ def hessian_trace(
 def _hutchinson(data: DataSet, product: Product, params: PyTree, keys: jax.Array) -> Estimate:
     def probe(number: jax.Array | int) -> jax.Array:
         signs = _vectors.draw(jax.random.rademacher, keys[number], params)
-        return _vectors.inner_product(signs, product(signs))
+        return _trees.inner_product(signs, product(signs))
 
-    like = jnp.zeros((), _vectors.dtype_of(params))
+    like = jnp.zeros((), _trees.wide_dtype(params))
     return _estimates.of_samples(data.samples(len(keys), probe, like))
 
 
 def _sum_of_diagonal(data: DataSet, product: Product, params: PyTree, count: int) -> Estimate:
-    dtype = _vectors.dtype_of(params)
+    dtype = _trees.wide_dtype(params)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
     def entry(number: jax.Array | int) -> jax.Array:
         unit_vector = unravel(jax.nn.one_hot(number, count, dtype=dtype))
-        return _vectors.inner_product(unit_vector, product(unit_vector))
+        return _trees.inner_product(unit_vector, product(unit_vector))
 
     diagonal = data.samples(count, entry, jnp.zeros((), dtype))
     return Estimate(diagonal.sum(), jnp.zeros((), dtype))
@@ -132,7 +133,7 @@ def _xtrace(
     data: DataSet, product: Product, params: PyTree, keys: jax.Array, count: int
 ) -> Estimate:
     """From a product with each random vector, and one with each vector of their images' basis."""
-    size, dtype = len(keys), _vectors.dtype_of(params)
+    size, dtype = len(keys), _trees.wide_dtype(params)
 
     def draw(key: jax.Array) -> PyTree:
         return _vectors.draw(jax.random.normal, key, params)
@@ -144,7 +145,7 @@ def _xtrace(
 
     def row(number: jax.Array | int) -> jax.Array:
         vector, peak = _row(sketch.basis, number)
-        return _vectors.inner_product(sketch.basis, product(vector)) / sketch.unit * peak
+        return _trees.inner_product(sketch.basis, product(vector)) / sketch.unit * peak
 
     like = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     empty = _Sketch(
@@ -160,7 +161,7 @@ def _xtrace(
     def estimate(sketch: _Sketch, compressed: jax.Array) -> Estimate:
         def against(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             probe = draw(key)  # once more, which takes no memory
-            return _vectors.inner_product(sketch.basis, probe), _vectors.inner_product(probe, probe)
+            return _trees.inner_product(sketch.basis, probe), _trees.inner_product(probe, probe)
 
         overlaps, squares = lax.map(against, keys)
         return _estimate(sketch, compressed, overlaps, squares, count)
@@ -190,7 +191,7 @@ def _add(sketch: _Sketch, number: ArrayLike, probe: PyTree, image: PyTree) -> _S
         unit=unit,
         basis=basis,
         coordinates=sketch.coordinates.at[number].set(coordinates.at[number].set(length)),
-        forms=sketch.forms.at[number].set(_vectors.inner_product(probe, image)),
+        forms=sketch.forms.at[number].set(_trees.inner_product(probe, image)),
     )
 
 
