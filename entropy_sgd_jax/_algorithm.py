@@ -78,12 +78,10 @@ class Algorithm:
     delay: int = 0
     blend: float = 0.0
 
-    def start(self, anchor: Anchor, state: EntropicState) -> Chain:
+    def start(self, anchor: Anchor, inner_state: optax.OptState, record: Any) -> Chain:
         """x′, μ ← x."""
-        inner_state = state.inner_state
         if self.reset_inner_state:
             inner_state = _guard.restarted(self.inner_transform, inner_state, anchor.x)
-        record = state.diagnostics
         if record is not None:  # with a place for the gradient to come
             record = record._replace(first_gradient=anchor.x)
         return self._own(self._at(anchor, inner_state, record), anchor)
@@ -174,7 +172,7 @@ class Algorithm:
             self.noise, self._keys(state, jnp.arange(self.inner_steps, dtype=jnp.int32)), anchor.x
         )
 
-        chain = self.start(anchor, state)
+        chain = self.start(anchor, state.inner_state, state.diagnostics)
         if first is not None:
             chain = self.step(chain, anchor, first, anchor.t * self.inner_steps, xi(_row(rows, 0)))
 
@@ -307,29 +305,34 @@ class Algorithm:
 
     def _resume(self, params: PyTree, state: EntropicState) -> tuple[Anchor, Chain]:
         """x, and the chain as the last update left it; at a cycle's start a new one."""
-        left = state.langevin_iterate
-        iterate = jax.tree.map(_streaming.resume, params, left)
-
-        def begin(known: Any) -> Any:
-            if self._waits:  # x′ goes on, and only x′ is the user's to move
-                chain = self.start(self._anchor(known[0], state), state)
-                average = None if self._keeps_last else iterate
-                return known[0], chain._replace(iterate=None, average=average)
-            x = jax.tree.map(_streaming.follow, params, left, known[0])
-            chain = self.start(self._anchor(x, state), state)
-            return x, chain._replace(iterate=None)
-
-        # Without x′: carried through a loop, it would have to be a copy of `params`.
-        chain = Chain(None, state.langevin_average, state.inner_state, state.diagnostics)
         assert state.inner_count is not None
         first = state.inner_count == 0
+
+        def begin(known: Any) -> Any:
+            x, chain = known
+            if self._waits:  # x′ goes on, and only x′ is the user's to move
+                new = self.start(self._anchor(x, state), chain.inner_state, chain.record)
+                average = None if self._keeps_last else self._iterate(params, chain.iterate)
+                return x, new._replace(iterate=chain.iterate, average=average)
+            x = jax.tree.map(_streaming.follow, params, chain.iterate, x)
+            return x, self.start(self._anchor(x, state), chain.inner_state, chain.record)
+
+        chain = Chain(
+            state.langevin_iterate, state.langevin_average, state.inner_state, state.diagnostics
+        )
         x, chain = apply_if(first, begin, (state.anchor, chain))
         anchor = self._anchor(x, state)
+        iterate = self._iterate(params, chain.iterate)
         if not self._waits:
             iterate = _trees.where(first, anchor.x, iterate)
+        return anchor, chain._replace(iterate=iterate)
+
+    def _iterate(self, params: PyTree, left: PyTree) -> PyTree:
+        """x′, of which `params` holds what the user sees, and the last update left the rest."""
+        iterate = jax.tree.map(_streaming.resume, params, left)
         if self._keeps_last:  # no μ remembers what x′ has been
             iterate = jax.tree.map(_streaming.spoiled, iterate, left)
-        return anchor, chain._replace(iterate=iterate)
+        return iterate
 
     @property
     def _waits(self) -> bool:

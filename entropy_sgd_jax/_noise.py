@@ -33,6 +33,9 @@ _FEW = 8
 _KEPT = 1 << 14
 # The noise of all steps of a loop is drawn before it if it is at most this many numbers, 1 MiB.
 _AHEAD = 1 << 18
+# XLA starts other cores for a kernel of much more than this many Gaussian numbers, which takes ten
+# times as long as the numbers. Up to _KEPT of them are drawn by this many, one piece after another.
+_PIECE = 1 << 10
 # The hash tells 2³² numbers apart; leaves beyond them have other keys.
 _PAGE = 1 << 32
 _PAGE_KEY = np.uint32(0x9E3779B9)
@@ -183,17 +186,24 @@ def _draw_leaves(
 ) -> dict[int, jax.Array]:
     """Draws the leaves at `places`: alone, or cut from one pool; the numbers are the same."""
     starts, alone = _first_numbers(shapes), set(_alone(shapes))
-    drawn = {i: transform(_words(starts[i], shapes[i], key)) for i in places if i in alone}
+    drawn = {i: _draw_leaf(transform, starts[i], shapes[i], key) for i in places if i in alone}
     pooled = [i for i in places if i not in alone]
     if not pooled:
         return drawn
-    pool = _pool(transform, _size([shapes[i] for i in pooled]), key)
+    pool = _pool(transform, 0, _size([shapes[i] for i in pooled]), key)
     for i in pooled:
         # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
         # leaves once if they differ in nothing but their operands.
         stop = starts[i] + math.prod(shapes[i])
         drawn[i] = _look_up(pool, np.arange(starts[i], stop, dtype=np.int32).reshape(shapes[i]))
     return drawn
+
+
+def _draw_leaf(transform: Transform, start: int, shape: tuple[int, ...], key: jax.Array) -> Any:
+    """A leaf by itself, whose first parameter has the number `start`."""
+    if _PIECE < math.prod(shape) <= _KEPT and start < _PAGE - _KEPT:
+        return _pool(transform, start, math.prod(shape), key).reshape(shape)
+    return transform(_words(start, shape, key))
 
 
 def _alone(shapes: Shapes) -> list[int]:
@@ -242,18 +252,18 @@ def _words(start: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     return _hash(_numbers(start, shape, key), key)
 
 
-def _pool(transform: Transform, size: int, key: jax.Array) -> jax.Array:
-    """The noise of the parameters 0 to size − 1, as one vector in memory.
+def _pool(transform: Transform, start: int, size: int, key: jax.Array) -> jax.Array:
+    """The noise of `size` parameters from number `start` on, as one vector in memory.
 
-    Drawn by a loop of two rounds, because XLA cannot look into a loop: it would repeat any plain
-    expression inside the step of every leaf, and drops `optimization_barrier` before it does.
+    Drawn by a loop of at least two rounds, because XLA cannot look into a loop: it would repeat any
+    plain expression inside the step of every leaf, and drops `optimization_barrier` before it does.
     """
-    half = -(-size // 2)
-    numbers = lax.iota(jnp.uint32, half) + key[0]
-    halves = lax.map(
-        lambda start: transform(_hash(numbers + start, key)), np.array([0, half], np.uint32)
-    )
-    return halves.reshape(-1)
+    rounds = max(2, -(-size // _PIECE)) if size <= _KEPT else 2
+    piece = -(-size // rounds)
+    numbers = lax.iota(jnp.uint32, piece) + key[0]
+    starts = (start + piece * np.arange(rounds)).astype(np.uint32)
+    pieces = lax.map(lambda first: transform(_hash(numbers + first, key)), starts)
+    return pieces.reshape(-1)[:size]
 
 
 def _numbers(start: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:

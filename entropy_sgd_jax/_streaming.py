@@ -14,10 +14,13 @@ from jax import lax
 def follow(param: jax.Array, left: jax.Array, known: jax.Array) -> jax.Array:
     """`known` where `param` is where the last update left it, at `left`; else `param`."""
     dtype = jnp.result_type(param)
-    # Compared as bits, because XLA may drop a pair of casts and compare all the digits.
-    word = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
-    before, now = (lax.bitcast_convert_type(jnp.asarray(x, dtype), word) for x in (left, param))
-    return jnp.where(before == now, known, jnp.asarray(param, known.dtype))
+    if dtype != left.dtype:
+        # Compared as bits, because XLA may drop a pair of casts and compare all the digits.
+        word = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
+        left, now = (lax.bitcast_convert_type(jnp.asarray(x, dtype), word) for x in (left, param))
+    else:
+        now = param
+    return jnp.where(left == now, known, jnp.asarray(param, known.dtype))
 
 
 def resume(param: jax.Array, left: jax.Array) -> jax.Array:
