@@ -30,7 +30,7 @@ def check(name: str, value: Any) -> Any:
 
 
 def error(name: str, allowed: str, got: str, advice: str) -> ValueError:
-    """An error of the form in which all of them are."""
+    """An error in the form that all of them share."""
     return ValueError(f"`{name}` must be {allowed}; got {got}. {advice}")
 
 
@@ -46,8 +46,8 @@ def number(
 ) -> Rule:
     """A number in a range, as a float if it is concrete; a schedule too, or None, if allowed.
 
-    `open_end` names the end, "low" or "high", that is not allowed itself; `static`, that the number
-    decides which program is built, and must not be traced.
+    `open_end` names the end, "low" or "high", that is excluded; `static` means that the number
+    decides which program is built, so that it must not be traced.
     """
     left = "(" if open_end == "low" else "["
     right = ")" if open_end == "high" or high == math.inf else "]"
@@ -290,7 +290,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def given(name: str, value: Any) -> Any:
-    """Returns `value`; raises ValueError if it is None, where None is allowed elsewhere."""
+    """Returns the axis `value`; raises ValueError for None, which other functions allow."""
     if value is None:
         raise error(name, "the name of an axis, or a tuple of them", "None", _AXIS)
     return check(name, value)
@@ -310,7 +310,7 @@ def different_axes(batch_axis_name: Any, replica_axis_name: Any) -> None:
 
 
 def of_streams_only(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for what only a stream can do, or only within its cycle."""
+    """Raises ValueError for options that need streaming mode, or that exceed its cycle."""
     for name in ("offset", "delay", "blend"):
         value = options.get(name, 0)
         if value and not options["streaming"]:
@@ -321,15 +321,15 @@ def of_streams_only(options: Mapping[str, Any]) -> None:
 
 
 def _cosine_with_gradient(transform: optax.GradientTransformation) -> float | None:
-    """The cosine of the first update with its gradient; None if it cannot be known here."""
+    """The cosine of the first update with its gradient; None if it cannot be found here."""
     like = np.linspace(0.5, 1.0, 64, dtype=np.float32).reshape(8, 8)
     try:
-        # Not for the tracer of whoever builds the optimizer inside of a traced function.
+        # Concrete even if the optimizer is built inside a traced function.
         with jax.ensure_compile_time_eval():
             params = jnp.asarray(like)
             direction, _ = transform.update(params, transform.init(params), params)
             d = np.asarray(direction, np.float64)
-    except Exception:  # it wants parameters or arguments of its own
+    except Exception:  # it needs parameters or arguments of its own
         return None
     norm = np.linalg.norm(d) * np.linalg.norm(like)
     return float(np.sum(d * like) / norm) if np.isfinite(norm) and norm > 0 else None
@@ -398,7 +398,7 @@ def _axes(value: Any) -> tuple[Any, ...]:
 
 
 def shown(value: Any) -> str:
-    """`value` as in an error; Python refuses to print an integer of thousands of digits."""
+    """`value` as an error shows it; Python refuses to print an integer of thousands of digits."""
     if isinstance(value, int) and abs(value) > 10**30:
         return f"an integer of {value.bit_length()} bits"
     return repr(value)

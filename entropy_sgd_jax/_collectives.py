@@ -28,9 +28,9 @@ def wide_mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
 
 
 def weighted_mean(tree: PyTree, weight: ArrayLike, axis_name: AxisName) -> PyTree:
-    """The mean over the axis by a scalar weight of each member, in the dtypes of `tree`.
+    """The mean over the axis, weighted by a scalar of each member, in the dtypes of `tree`.
 
-    A member of weight 0 may hold anything; where all weights are 0, the mean is NaN. One exchange.
+    A member of weight 0 may hold anything; if all weights are 0, the mean is NaN. One exchange.
     """
     weight = jnp.asarray(weight, jnp.float32)
 
@@ -44,8 +44,8 @@ def weighted_mean(tree: PyTree, weight: ArrayLike, axis_name: AxisName) -> PyTre
 def varying(tree: PyTree, *like: Any) -> PyTree:
     """Marks `tree` as device-dependent over every axis over which an array of `like` is.
 
-    Under `shard_map(check_vma=True)` what depends on the device has another type than what does
-    not, and a loop wants one type all the way. A select is as device-dependent as its condition,
+    Under `shard_map(check_vma=True)` what depends on the device has a different type from what does
+    not, and a loop needs one type throughout. A select is as device-dependent as its condition,
     and XLA drops it, since both its sides are the same.
     """
     if not inside_shard_map():
@@ -58,7 +58,7 @@ def varying(tree: PyTree, *like: Any) -> PyTree:
 
 
 def own(tree: PyTree, *axis_names: AxisName | None) -> PyTree:
-    """Marks `tree` as each device's own over the axes; over those that nobody has bound, nothing.
+    """Marks `tree` as each device's own over those of the axes that are bound.
 
     Under `shard_map(check_vma=True)` the gradient at a replicated point is summed over the
     devices behind the user's back: a mean of it would be n times too large.
@@ -94,7 +94,7 @@ def axes_checked(axis_name: AxisName) -> set[Any]:
 
 
 def _varies_over(array: Any) -> set[Any]:
-    """The axes over which JAX knows that it varies; two JAXs have two names for it."""
+    """The axes over which JAX knows that it varies; the attribute's name depends on the version."""
     kind = jax.typeof(array)
     manual = getattr(kind, "manual_axis_type", None)
     return set(getattr(kind, "vma", ()) if manual is None else manual.varying)

@@ -1,4 +1,4 @@
-"""Control flow that costs nothing on the way that is nearly always taken."""
+"""Control flow that costs nothing in the usual case."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from entropy_sgd_jax._typing import PyTree
 def apply_if(condition: jax.Array, change: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
     """`change(tree)` if the condition holds, which is rare, else `tree`.
 
-    A loop of no or one round, and free if it has none: XLA runs loops in place, while a cond
+    A loop of zero rounds or one, and free if zero: XLA runs loops in place, while a cond
     copies whatever passes through it, and a select reads both trees. What `change` computes from
-    other values than its argument, XLA may compute ahead of the loop, in every case.
+    values other than its argument, XLA may compute ahead of the loop in either case.
     """
     like = [condition, *jax.tree.leaves(tree)]
 

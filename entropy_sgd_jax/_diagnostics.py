@@ -16,8 +16,8 @@ class EntropicDiagnostics(NamedTuple):
     """Statistics of the last update; in streaming mode, of the cycle so far.
 
     Every field but `first_gradient` is a scalar. Means run over the L Langevin steps of one
-    update, norms over all parameters. Without a loss `inner_loss` is NaN, at which
-    `jax_debug_nans` stops.
+    update, norms over all parameters. Without a loss `inner_loss` is NaN, which
+    `jax_debug_nans` reports.
     """
 
     inner_loss: jax.Array  # mean of the losses that were given, float32; NaN without any
@@ -64,14 +64,14 @@ def observe_step(
     iterate: PyTree,
     x: PyTree,
 ) -> EntropicDiagnostics:
-    """Takes in Langevin step number `step`, to x′; step 0 starts the means again.
+    """Records Langevin step number `step`, to x′; step 0 starts the means again.
 
     Args:
       record: of the steps before.
       step: ℓ, from 0.
       grads: what the step was taken on, in the accumulator's dtype.
       loss: on the same mini-batch; None if it is not known.
-      known_losses: of how many steps before.
+      known_losses: how many earlier steps came with a loss.
       iterate: x′ after the step.
       x: where the chain started.
     """
@@ -105,7 +105,7 @@ def observe_update(
     gradient_evaluations: ArrayLike,
     counts: jax.Array,
 ) -> EntropicDiagnostics:
-    """Takes in the end of the loop, where x − μ is known, and whether the update counts."""
+    """Records the end of the loop, when x − μ is known, and whether the update counts."""
     norm = _length(pseudo_gradient)
     norms = norm * _length(record.first_gradient)
     inner_product = _trees.inner_product(pseudo_gradient, record.first_gradient)

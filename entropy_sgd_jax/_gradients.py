@@ -30,7 +30,7 @@ class Axes:
     replicas: AxisName | None = None
 
     def check(self) -> None:
-        """Raises ValueError for an axis that nobody has bound."""
+        """Raises ValueError for an axis that is not bound."""
         _protocol.bound("batch_axis_name", self.batch)
         _protocol.bound("replica_axis_name", self.replicas)
 
@@ -44,7 +44,7 @@ class Axes:
         return Gradient(grads, value, step, known_losses=step)
 
     def own(self, tree: PyTree) -> PyTree:
-        """`tree` marked as what differs from device to device."""
+        """`tree` marked as differing from device to device."""
         return _collectives.own(tree, self.batch, self.replicas)
 
 

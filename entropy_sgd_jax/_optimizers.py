@@ -48,7 +48,7 @@ def entropic(
     The local entropy F(x; γ) = log ∫ exp(−f(x′) − γ/2 ‖x − x′‖²) dx′ is large where a *wide*
     region of low loss f surrounds x. Its gradient is −γ (x − ⟨x′⟩); the mean ⟨x′⟩ is estimated by
     L steps of stochastic gradient Langevin dynamics, and the base optimizer is given x minus that
-    mean where it would be given the gradient.
+    mean in place of the gradient.
 
     .. math::
       & x', \mu \leftarrow x \\
@@ -75,7 +75,7 @@ def entropic(
 
       updates, state = tx.update(grads, state, params, grad_fn=grad_fn, batches=batches)
 
-    ``grads`` is the gradient at ``params`` and is spent as the first Langevin gradient, so that
+    ``grads`` is the gradient at ``params`` and serves as the first Langevin gradient, so
     ``grad_fn(params, batch)`` runs L − 1 times; with ``grads=None`` it runs L times. The leaves of
     ``batches`` have that number as leading axis. Without ``batches``, the second argument of
     ``grad_fn`` is the number of the call, from 0. ``value_and_grad_fn`` may stand in for
@@ -83,14 +83,14 @@ def entropic(
     stays x: evaluate it, save it.
 
     **Streaming mode** (``streaming=True``) takes one Langevin step in each
-    ``tx.update(grads, state, params)`` and moves x in every L-th: a drop-in for any training loop.
+    ``tx.update(grads, state, params)`` and moves x at every L-th: a drop-in for any training loop.
     ``params`` is then x′, and ``anchor_params(state, params)`` gives x. Both modes trace the same
     trajectory, noise included.
 
     Cost of one update: L gradient evaluations, as many as L steps of plain SGD. Memory: x′ and μ
     in the accumulator's dtype, and the state of ``inner_transform``; in streaming mode also x.
-    With donated arguments they change in place, beside a gradient and, in scan mode, a copy of x.
-    Nothing grows with L but ``batches``, and for small networks up to 1 MiB of noise.
+    With donated arguments they change in place; temporary memory is a gradient and, in scan mode,
+    a copy of x. Only ``batches`` grows with L, and for small networks up to 1 MiB of noise.
 
     Always call ``update`` under ``jax.jit``: outside, every call compiles the scan again.
 
@@ -103,7 +103,7 @@ def entropic(
     ``optax.apply_if_finite`` or ``optax.zero_nans`` into ``inner_transform``.
 
     Transformations chained *before* this one see only ``grads``; clipping, weight decay and
-    masking of all L gradients belong into ``inner_transform`` (or use streaming mode).
+    masking of all L gradients belong in ``inner_transform`` (or use streaming mode).
 
     ``inner_learning_rate``, ``scope``, ``noise_scale`` and ``averaging`` may each be a number, a
     traced scalar or an Optax schedule.
@@ -122,8 +122,8 @@ def entropic(
         Python number 1 leaves μ out of the state, in scan mode x′ as well.
       inner_transform: D, an Optax transformation of the inner gradients to a direction uphill:
         momentum, clipping, weight decay, preconditioning, without a learning rate of its own (a
-        whole optimizer needs ``optax.scale(-1)`` after it). Its ``params`` are x′. None for the
-        gradients as they are.
+        whole optimizer needs ``optax.scale(-1)`` after it). Its ``params`` are x′. None takes
+        the gradients as they are.
       reset_inner_state: whether each update starts ``inner_transform`` again, as the paper's code
         does, or goes on with its state, as the authors' later code does, which trains faster.
         Schedules in it go on counting gradients in either case.
@@ -144,8 +144,8 @@ def entropic(
 
     Raises:
       ValueError: here for an argument out of its range; in ``update`` for a missing ``grad_fn`` or
-        ``params``, batches of another length, gradients or a state of other parameters.
-      TypeError: for an unknown keyword, with the one that may be meant.
+        ``params``, batches of another length, and gradients or a state of another tree.
+      TypeError: for an unknown keyword, naming the one that may have been meant.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from entropy_sgd_jax import entropic
@@ -198,9 +198,9 @@ def build(
     replica_axis_name: AxisName | None = None,
     **options: Any,
 ) -> EntropicTransformation:
-    """`entropic` over replicas, each of which draws noise of its own from the one key.
+    """`entropic` over replicas, each of which draws its own noise from one key.
 
-    `inner_transform` has been checked if it is a user's, which takes a trial step; ours need none.
+    A user's `inner_transform` has been checked by a trial step already; ours need no check.
     """
     _checks.different_axes(_checks.check("batch_axis_name", batch_axis_name), replica_axis_name)
     options = {name: _checks.check(name, value) for name, value in options.items()}
@@ -247,7 +247,7 @@ def entropy_sgd(
 
     Args:
       learning_rate: η, the outer step: a number, a traced scalar or a schedule of the outer steps.
-        1.0 is the paper's start, which sets x to μ; lower it by steps or to zero.
+        1.0 is the paper's start, which sets x to μ; lower it in steps, or anneal it to zero.
       momentum: of the outer steps, in [0, 1); None for none.
       nesterov: whether that momentum is Nesterov's.
       inner_momentum: of the Langevin steps, in [0, 1), on the gradients alone: pull and noise are

@@ -20,7 +20,7 @@ _OPTAX_KEYWORDS = ("value", "grad", "value_fn", "obj_fn", "grads", "params", "st
 
 _GRADS = (
     "Pass jax.grad of a scalar loss with respect to `params`; in scan mode grads=None is allowed "
-    "too, and leaves all gradients to `grad_fn`."
+    "too, which leaves all gradients to `grad_fn`."
 )
 _GRAD_FN = {
     "grad_fn(params, batch)": "It must return the gradients alone: for (value, gradients) pass "
@@ -31,20 +31,20 @@ _GRAD_FN = {
 
 
 class Adviser:
-    """Warns of what works, but not as meant; of each thing once for each optimizer."""
+    """Warns of calls that work, but not as intended: once for each message and optimizer."""
 
     def __init__(self) -> None:
         """Nothing has been said yet."""
         self._said: set[str] = set()
 
     def look_at(self, arrays: PyTree, keywords: Mapping[str, Any]) -> None:
-        """Warns of a call outside of `jax.jit`, and of keywords that look misspelt."""
+        """Warns of a call outside `jax.jit`, and of keywords that look misspelt."""
         for name in keywords:
             near = _checks.suggestion(name, OWN_KEYWORDS)
             if name not in (*OWN_KEYWORDS, *_OPTAX_KEYWORDS) and near:
                 self._say(
-                    f"update() got the keyword argument `{name}`, which it does not know and hands "
-                    f"on to the base optimizer. Did you mean `{near}`?"
+                    f"update() got the keyword argument `{name}`, which it does not know and "
+                    f"passes on to the base optimizer. Did you mean `{near}`?"
                 )
         if not _trees.is_traced((arrays, jnp.zeros(()))):  # the last for constants under jit
             self._say(
@@ -77,8 +77,8 @@ def params(tree: PyTree) -> None:
 
 _KIND_ADVICE = {
     "complex": "Wrap the optimizer in optax.contrib.split_real_and_imaginary, with streaming=True.",
-    "function": "Of an Equinox model pass the arrays alone: params, static = eqx.partition(model, "
-    "eqx.is_inexact_array), and eqx.combine(params, static) inside of the loss.",
+    "function": "Of an Equinox model pass only the arrays: params, static = eqx.partition(model, "
+    "eqx.is_inexact_array), and eqx.combine(params, static) inside the loss.",
     "other": "Keep integers, keys, counters and names out of `params`.",
 }
 
@@ -112,7 +112,7 @@ def state(
             "state",
             f"that of an optimizer in {own} mode",
             f"one of {other} mode",
-            f"Initialise it by the optimizer that takes the update. To go from {other} to {own} "
+            f"Initialise it with the optimizer that takes the update. To go from {other} to {own} "
             "mode take x = anchor_params(state, params), and start again from tx.init(x).",
         )
     try:
@@ -123,14 +123,14 @@ def state(
             same_tree("state.inner_state", tree.inner_state, expected, "")
     except ValueError as mismatch:
         raise ValueError(
-            f"{mismatch}The state is one of other parameters: initialise it by tx.init(params), "
-            "for replicas by jax.vmap(tx.init)(params), with the leading axis that `update` is "
-            "mapped over."
+            f"{mismatch}The state belongs to other parameters: initialise it with tx.init(params), "
+            "for replicas with jax.vmap(tx.init)(params), whose leading axis `update` is mapped "
+            "over."
         ) from None
 
 
 def bound(name: str, value: AxisName | None) -> None:
-    """Raises ValueError unless the axis is one of a `vmap`, `pmap` or `shard_map` around us."""
+    """Raises ValueError unless a `vmap`, `pmap` or `shard_map` around the call has the axis."""
     if value is not None and not _collectives.is_bound(value):
         raise _checks.error(
             name,
@@ -157,7 +157,7 @@ def incoming(grads: PyTree, like: PyTree, mode: str) -> None:
         raise ValueError(
             f"`grads` must be the gradients at `params` {mode}; got None. Pass "
             "tx.update(jax.grad(loss)(params, batch), state, params); only scan mode takes "
-            "grads=None, and leaves all gradients to `grad_fn`."
+            "grads=None, which leaves all gradients to `grad_fn`."
         )
     same_tree("grads", grads, like, _GRADS)
 
@@ -238,7 +238,7 @@ def gradient_function(
 
 
 def whole(tree: PyTree) -> None:
-    """Raises ValueError if `optax.masked` or `optax.partition` has cut holes into `tree`."""
+    """Raises ValueError if `optax.masked` or `optax.partition` has left holes in `tree`."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         raise ValueError(
@@ -252,7 +252,7 @@ def whole(tree: PyTree) -> None:
 def stacked(batches: PyTree, calls: int, steps: int) -> None:
     """Raises ValueError unless every leaf of `batches` has a leading axis of length `calls`."""
 
-    def is_leaf(node: Any) -> bool:  # an iterator is none of JAX's trees
+    def is_leaf(node: Any) -> bool:  # an iterator is not a JAX tree
         return hasattr(node, "__next__")
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches, is_leaf=is_leaf):
@@ -277,7 +277,7 @@ def _no_gradient_function(batches: PyTree, extra_args: Mapping[str, Any]) -> Val
         "Either pass tx.update(grads, state, params, grad_fn=..., "
         "batches=...), where grad_fn(params, batch) returns gradients; or build the optimizer "
         "with streaming=True, which takes one tx.update(grads, state, params) for each "
-        "gradient. TrainState.apply_gradients does not hand grad_fn on: call tx.update "
+        "gradient. TrainState.apply_gradients does not pass grad_fn on: call tx.update "
         "yourself, or use streaming=True."
     )
 

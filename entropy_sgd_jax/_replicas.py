@@ -63,7 +63,7 @@ def add_elastic_coupling(
       A transformation whose state is an ``ElasticCouplingState``; updates keep their dtypes.
 
     Raises:
-      ValueError: for a negative strength or no axis; in ``update`` where ``params`` is missing or
+      ValueError: for a negative strength or no axis; in ``update`` if ``params`` is missing or
         the axis is not bound.
 
     >>> import jax, jax.numpy as jnp
@@ -77,7 +77,7 @@ def add_elastic_coupling(
 
     References:
       Zhang, Choromanska and LeCun, "Deep learning with Elastic Averaging SGD", NeurIPS 2015,
-      https://arxiv.org/abs/1412.6651. Here the mean itself stands for their centre variable, as in
+      https://arxiv.org/abs/1412.6651. Here the mean itself replaces their centre variable, as in
       Parle.
     """
     strength = _checks.check("strength", strength)
@@ -123,22 +123,22 @@ def average_over_replicas(
 
     ``update(..., replica_weight=w)`` weights the mean by a scalar w ≥ 0 of each replica: the tokens
     it has seen, or 0 if it is absent. A replica whose updates hold a NaN or Inf counts as 0. If all
-    weights are 0 there is no mean: the result is NaN, at which `entropic` takes no step. Weights
-    go through the updates' dtype, so keep them near 1 for float16.
+    weights are 0 there is no mean: the result is NaN, for which `entropic` takes no step. Weights
+    are cast to the updates' dtype, so keep them near 1 for float16.
 
     With ``bits`` the mean is exchanged in integers: an all-to-all of each replica's share, its
     mean, and an all-gather, with a float32 scale for every 64 numbers. That is 0.27 of the bytes
     of an all-reduce in float32 with 8 bits, and 0.14 with 4. Rounding is fed back: what it leaves
-    out is kept and added the next time. All updates are put into one vector for it, which gathers
-    those that are sharded.
+    out is kept and added the next time. All updates are concatenated for this, which gathers
+    sharded ones.
 
     Args:
-      axis_name: the axis, or axes, of the replicas; None for a single one, of which the mean is
-        itself.
+      axis_name: the axis, or axes, of the replicas; None for a single one, which is its
+        own mean.
       bits: 8 or 4; None for the updates' own dtype.
 
     Returns:
-      A transformation without state, or with the residuals, float32, as many as parameters.
+      A transformation without state, or with the residuals, float32, one per parameter.
 
     Raises:
       ValueError: for ``bits`` without an axis; in ``update`` for an axis that is not bound, or a
@@ -209,7 +209,7 @@ def replica_average(params: Tree, axis_name: AxisName | None) -> Tree:
       The mean, taken in at least float32, with the structure, shapes and dtypes of ``params``.
 
     Raises:
-      ValueError: where the axis is not bound.
+      ValueError: if the axis is not bound.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax import replica_average
@@ -240,8 +240,8 @@ def parle(
       x^a \leftarrow \text{SGD's step on } (x^a - \mu^a) + \rho\, (x^a - \bar{x})
 
     It is ``entropic(optax.chain(add_elastic_coupling(coupling, replica_axis_name),
-    optax.sgd(learning_rate, momentum, nesterov)), inner_steps=25, ...)``, with other noise in each
-    replica. With ρ = 0 or one replica it is Entropy-SGD.
+    optax.sgd(learning_rate, momentum, nesterov)), inner_steps=25, ...)``, with different noise in
+    each replica. With ρ = 0 or one replica it is Entropy-SGD.
 
     Cost of an update: L gradient evaluations in each replica, and one all-reduce of the
     parameters, which is 1/L of data-parallel SGD's communication.
@@ -255,7 +255,7 @@ def parle(
       momentum: of the outer steps, in [0, 1); None for none.
       nesterov: whether that momentum is Nesterov's.
       replica_axis_name: the axis of ``vmap``, ``pmap`` or ``shard_map`` over the replicas. All
-        start from one key; replica 0 draws what it would alone, the others fold their index in.
+        start from one key; replica 0 draws what it would alone, and the others fold their index in.
       coupling: ρ, the pull towards the mean, at least 0; a number or a schedule of the outer
         steps. The authors' grows as ``scoping(1.0, rate, 10.0)``, and their scope as
         ``scoping(0.01, rate, 1.0)``, with rate = 1 / (2 × mini-batches per epoch).
@@ -357,7 +357,7 @@ def replicated_sgd(
     replica_axis_name: AxisName,
     coupling: ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
-    """Replicated SGD (rSGD): Elastic-SGD whose coupling grows until the replicas are one.
+    """Replicated SGD (rSGD): Elastic-SGD whose coupling grows until the replicas coincide.
 
     The step is ``elastic_sgd``'s; what makes it rSGD is the *focusing* of the coupling, which
     starts low and grows by a factor of 10,000 in all::
@@ -472,7 +472,7 @@ def diloco(
       reset_inner_state: whether each outer step starts the inner optimizer again.
 
     Returns:
-      A transformation whose state is an ``EntropicState``, with ``fragments`` one for each of them.
+      A transformation whose state is an ``EntropicState``, with ``fragments`` one for each.
       The replicas' x stay equal.
 
     Raises:
@@ -546,7 +546,7 @@ def _inner_loop(
     learning_rate: ScalarOrSchedule | None,
     direction: optax.GradientTransformation | None,
 ) -> tuple[ScalarOrSchedule, optax.GradientTransformation]:
-    """The rate and the direction of the inner steps, from either way to spell them."""
+    """The rate and the direction of the inner steps, from either way of giving them."""
     if optimizer is not None and learning_rate is None and direction is None:
         downhill = _checks.check("inner_optimizer", optimizer)
         return 1.0, optax.chain(downhill, optax.scale(-1.0))

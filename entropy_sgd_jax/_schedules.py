@@ -29,7 +29,7 @@ def scoping(
       init_value: γ₀, the scope at outer step 0; at least 0.
       growth_rate: γ₁, the relative growth per outer step; above -1. The paper takes 0.001.
       max_value: γ_max, a ceiling (Parle's 1.0); None for none. Keep γ below 1/η′: from 2/η′ on
-        a Langevin step overshoots x by more than it was away.
+        a Langevin step overshoots x by more than its distance to x.
 
     Returns:
       A function of the count of outer steps, to be passed as `scope`.

@@ -17,7 +17,7 @@ from entropy_sgd_jax._typing import PyTree, Tree
 class EntropicState(NamedTuple):
     """State of `entropic`. Its structure, shapes and dtypes never change.
 
-    In streaming mode x′ and `params` are one: between two cycles x′ is x already.
+    In streaming mode `params` is x′, and between two cycles x′ is x.
     """
 
     count: jax.Array  # type: ignore[assignment]  # t, outer steps so far; shape (), int32
@@ -50,8 +50,8 @@ def anchor_params(state: PyTree, params: Tree) -> Tree:
       x, with the structure, shapes and dtypes of `params`.
 
     Raises:
-      ValueError: if there is no EntropicState in `state`, or one of other parameters than `params`,
-        as under `optax.flatten`.
+      ValueError: if there is no EntropicState in `state`, or one that belongs to parameters other
+        than `params`, as under `optax.flatten`.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from entropy_sgd_jax import anchor_params, entropy_sgd
@@ -145,8 +145,8 @@ def _overlay(state: EntropicState, params: PyTree) -> PyTree:
     except (TypeError, ValueError) as error:
         raise ValueError(
             "`params` must be the tree of arrays that the optimizer updates; got one that does not "
-            f"fit its state ({str(error).splitlines()[0]}). Of Flax NNX variables pass nnx.as_pure "
-            "of both. A wrapper that reshapes parameters, such as optax.flatten or "
+            f"fit its state ({str(error).splitlines()[0]}). For Flax NNX, apply nnx.as_pure to "
+            "both. A wrapper that reshapes parameters, such as optax.flatten or "
             "optax.contrib.split_real_and_imaginary, hides x: read `params` after every L-th "
             "update, when they are x."
         ) from error

@@ -46,7 +46,7 @@ def where(condition: jax.Array, chosen: PyTree, otherwise: PyTree) -> PyTree:
 
 
 def unzip(like: PyTree, pairs: PyTree) -> tuple[PyTree, PyTree]:
-    """Two trees like `like`, from one with a pair in the place of each leaf."""
+    """Two trees like `like`, from one with a pair in place of each leaf."""
     first = jax.tree.map(lambda _, pair: pair[0], like, pairs)
     second = jax.tree.map(lambda _, pair: pair[1], like, pairs)
     return first, second

@@ -42,7 +42,7 @@ class LangevinOptions(TypedDict, total=False):
 
 
 class EntropicOptions(LangevinOptions, total=False):
-    """All options of `entropic`, for the factories that hand them on."""
+    """All options of `entropic`, for the factories that pass them on."""
 
     inner_steps: int
     inner_learning_rate: ScalarOrSchedule

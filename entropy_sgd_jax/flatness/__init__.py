@@ -6,19 +6,19 @@ whole data set, of which one batch at a time is in use.
 
 ``batches`` is one of two things:
 
-- *stacked*: arrays in a tuple, dict, NamedTuple or other pytree, all with one leading axis that
-  counts the batches. All that runs is traceable then, so that it works under ``jax.jit``. A single
+- *stacked*: arrays in a tuple, dict, NamedTuple or other pytree, all with one leading axis over
+  the batches. Everything is then traceable, and works under ``jax.jit``. A single
   batch is stacked by ``jax.tree.map(lambda leaf: leaf[None], batch)``.
 - a *list* or any other iterable of batches, which may differ in size; it is iterated once for each
-  product or evaluation, so that an iterator, which is spent after one pass, is refused. ``[batch]``
+  product or evaluation, so an iterator, which is used up after one pass, is refused. ``[batch]``
   is a single batch, and ``[None]`` stands for a loss that takes no data.
 
 ``batch_size``, a function of a batch, is the weight of that batch in the mean. By default it is the
 length of the leading axis of the batch's first leaf that has one; a batch that is padded to full
-size, or starts with a legacy key, needs a function that counts what is real, and a ``loss`` that is
-the mean over just that.
+size, or starts with a legacy key, needs a function that counts the real examples, and a ``loss``
+that is the mean over those alone.
 
-A ``GaussNewton`` in the place of ``loss`` turns every Hessian into the generalised Gauss-Newton
+A ``GaussNewton`` in place of ``loss`` turns every Hessian into the generalised Gauss-Newton
 matrix. The spectrum of one layer is that of a loss which closes over the others:
 
 >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Checks of what a user passes in. Only what Python knows is checked: traced values pass."""
+"""Checks of what a user passes in. Only concrete values are checked, not traced ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from entropy_sgd_jax._typing import PyTree
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Says what to install where an import in here finds nothing."""
+    """Says what to install if an import inside it fails."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -53,7 +53,7 @@ def params(tree: PyTree) -> int:
 def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
     """Returns `value` as an int; raises ValueError unless it is a static integer in the range."""
     if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        value = np.asarray(value)[()]  # one that is known is as good as NumPy's
+        value = np.asarray(value)[()]  # a concrete one is as good as NumPy's
     known: int = _checks.integer(advice, low, int(min(high, _checks.INT32_MAX)))(name, value)
     return known
 
@@ -90,7 +90,7 @@ def positive(
 
 
 def warn_where(wrong: jax.Array, message: str) -> None:
-    """Warns if any of `wrong` holds, unless that is not known yet, under `jax.jit`."""
+    """Warns if any of `wrong` holds, unless they are traced, under `jax.jit`."""
     if not isinstance(wrong, Tracer) and bool(wrong.any()):
         warnings.warn(message, stacklevel=3)
 

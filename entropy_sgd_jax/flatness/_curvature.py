@@ -21,10 +21,10 @@ Loss: TypeAlias = Callable[[Any, Any], jax.Array]  # (params, batch) -> the mean
 class GaussNewton:
     """A loss in two parts, whose curvature is the generalised Gauss-Newton matrix.
 
-    It is the loss ``criterion(model(params, batch), batch)``, and goes wherever a loss goes. With J
-    the Jacobian of the model's outputs in the parameters and C the Hessian of the criterion in the
+    It is the loss ``criterion(model(params, batch), batch)``, to be passed as any loss. With J the
+    Jacobian of the model's outputs in the parameters and C the Hessian of the criterion in the
     outputs, its curvature is the mean of Jᵀ C J over the data: the Hessian, less what the model's
-    own second derivatives add. It has no negative eigenvalue where the criterion is convex; for
+    own second derivatives add. It has no negative eigenvalue if the criterion is convex; for
     cross-entropy on logits it is the Fisher information of the model's predictions. A product costs
     as much as one with the Hessian.
 

@@ -1,4 +1,4 @@
-"""The mean over a data set, whichever way its batches come, and the loops that go with it.
+"""The mean over a data set, however its batches come, and the loops that go with it.
 
 The batches of a *stacked* data set are scanned, and all loops around that are traced. Those of an
 *iterable* come from the host, one at a time, so that all loops around that run in Python, over
@@ -30,7 +30,7 @@ class DataSet:
     Args:
       batches: stacked or iterable, as the package's docstring says.
       batch_size: the weight of a batch; None for the length of its first array's leading axis.
-      single_pass: whether one pass is all that will be made, so that an iterator will do.
+      single_pass: whether there will be a single pass only, so that an iterator will do.
     """
 
     def __init__(self, batches: PyTree, batch_size: BatchSize | None, *, single_pass: bool = False):
@@ -201,5 +201,5 @@ def _known(kind: Callable[[Any], Any], value: Any) -> Any:
     except jax.errors.ConcretizationTypeError:
         raise ValueError(
             "`batches` must be stacked under jax.jit; got an iterable, over which only Python can "
-            "loop. Stack the batches on a leading axis, or call this outside of jax.jit."
+            "loop. Stack the batches on a leading axis, or call this outside jax.jit."
         ) from None

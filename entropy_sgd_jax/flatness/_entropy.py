@@ -36,7 +36,7 @@ def local_entropy(
     .. math::
       F(x; \gamma) = \log \int \exp(-\beta f(x') - \gamma/2 \|x - x'\|^2) \, dx'
 
-    First a Gaussian is fitted: the scope's own, N(x, 1/γ), narrowed to what is parabolic in the
+    First a Gaussian is fitted: the scope's own, N(x, 1/γ), narrowed to the parabolic part of the
     loss, along the eigenvectors of the Hessian at x (the 256 first ones of a large network, fewer
     beyond 65,536 parameters). The integral of a quadratic loss is that of the Gaussian. For
     what is left of any other loss, chains start from the Gaussian, and the rest is switched on from
@@ -73,9 +73,9 @@ def local_entropy(
     Returns:
       F in nats and its standard error, in the shape of `scope`. The error is that of the spread of
       exp(−W) over the chains, or what a normal distribution of W would have if that is more, and
-      the rounding of what F is the sum of. With an error below 1 it is sound, but for a valley so
-      narrow that no chain has met it; above 1 it means only that the estimate is unreliable, of
-      which a warning is given outside of ``jax.jit``: take more steps.
+      the rounding of what F is the sum of. An error below 1 is sound, except for a valley so
+      narrow that no chain has entered it; an error above 1 means only that the estimate is
+      unreliable, which a warning says outside ``jax.jit``: take more steps.
 
     Raises:
       ValueError: for arguments out of range, parameters or batches of another form.

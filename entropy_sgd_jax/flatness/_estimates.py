@@ -1,4 +1,4 @@
-"""What a random estimate is worth."""
+"""Sample means and their standard errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
     """
 
     value: jax.Array
-    standard_error: jax.Array  # in the shape of `value`; NaN where a single sample was drawn
+    standard_error: jax.Array  # in the shape of `value`; NaN if a single sample was drawn
 
 
 def of_samples(samples: jax.Array) -> Estimate:

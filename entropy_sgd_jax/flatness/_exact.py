@@ -57,7 +57,7 @@ def exact_spectrum(
       The eigenvalues in ascending order, shape (n,).
 
     Raises:
-      ValueError: where more memory is needed than `memory_limit`, or more rows than the eigensolver
+      ValueError: if more memory is needed than `memory_limit`, or more rows than the eigensolver
         takes, and for arguments out of range.
 
     >>> import jax.numpy as jnp
@@ -74,7 +74,7 @@ def exact_spectrum(
     if gibibytes > memory_limit:
         raise ValueError(
             f"`memory_limit` must be at least {gibibytes:.3g} GiB for the {count:,} x {count:,} "
-            f"matrix; got {memory_limit!r}. Raise it where there is so much memory, or use "
+            f"matrix; got {memory_limit!r}. Raise it if the machine has the memory, or use "
             "spectral_density and top_eigenvalues, which form no matrix."
         )
     if count > _ROWS_ON_CPU and jax.default_backend() == "cpu":
@@ -113,7 +113,7 @@ def _filler(
         return filled
 
     def fill(number: jax.Array | int, matrix: jax.Array) -> jax.Array:
-        # The last block reaches back where the rows left are fewer than a block.
+        # The last block reaches back if fewer rows than a block are left.
         first = jnp.minimum(number * block, count - block)
         filled: jax.Array = insert(matrix, block_product(unit_vectors(first)), first)
         return filled

@@ -1,4 +1,4 @@
-"""How all pictures start."""
+"""What all pictures share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Gaussian that annealing starts from: the scope's own, and what is parabolic in the loss.
+"""The Gaussian that annealing starts from: the scope's, narrowed to the parabola in the loss.
 
 It starts as wide as the scope allows. The line through the gradients at random points of it says
 where the parabola has its minimum and how narrow it is, in each direction. A parabola is matched,
@@ -20,7 +20,7 @@ from entropy_sgd_jax.flatness import _lanczos, _vectors
 from entropy_sgd_jax.flatness._data import DataSet
 
 _ROUNDS = 64  # of the fit, at most
-_STRAIGHT = 0.9  # of a gradient's variance is explained by a line where the loss is a parabola
+_STRAIGHT = 0.9  # of a gradient's variance is explained by a line if the loss is a parabola
 _TOO_MUCH = 100  # nats by which the energy varies, and ten times the square root of the dimension
 _AXES, _NUMBERS = 256, 2**24  # directions that are fitted one by one, at most; numbers in them
 

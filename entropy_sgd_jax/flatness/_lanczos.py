@@ -25,14 +25,14 @@ class Krylov(NamedTuple):
     """An orthonormal basis V of the vectors reached so far, and what is known of the matrix A.
 
     A V = V T + residual · vector eᵀ, where e picks the row that was filled last. T and the residual
-    are in units of A's own size, which the row −1 finds out: nothing overflows or underflows then.
+    are in units of A's own size, which row −1 finds out, so that nothing overflows or underflows.
     """
 
-    unit: jax.Array  # of A, a power of two; 0 as long as it is not known
+    unit: jax.Array  # of A, a power of two; 0 while it is not known
     basis: PyTree  # V: rows not filled yet are zero
     projected: jax.Array  # T = Vᵀ A V, shape (rows, rows)
     vector: PyTree  # the next row: of norm 1, orthogonal to the basis
-    residual: jax.Array  # 0 where the basis spans an invariant subspace
+    residual: jax.Array  # 0 if the basis spans an invariant subspace
     products: jax.Array  # with A, so far; int32
     key: jax.Array
 
@@ -111,9 +111,9 @@ def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
 
 
 def _random_if(condition: ArrayLike, vector: PyTree, key: jax.Array, basis: PyTree) -> Any:
-    """`vector`, or where the condition holds a random one, orthogonal to the basis.
+    """`vector`, or if the condition holds a random one, orthogonal to the basis.
 
-    A loop of no or one round, since a cond would copy the basis.
+    A loop of zero rounds or one, since a cond would copy the basis.
     """
 
     def draw(carry: Any) -> Any:
@@ -135,7 +135,7 @@ def restart(
       values: eigenvalues of `krylov.projected`, shape (rows,).
       rotation: its eigenvectors in the same order, shape (rows, rows).
       keep: how many; may be traced.
-      fresh: whether to go on from a random vector. It finds what the old ones are blind to: further
+      fresh: whether to go on from a random vector. It finds what the old ones cannot: further
         eigenvectors of a repeated eigenvalue.
     """
     kept = jnp.arange(len(rotation)) < keep

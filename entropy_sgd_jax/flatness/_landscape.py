@@ -31,19 +31,19 @@ def local_energy(
     """The mean rise of the loss over the data set under Gaussian perturbation of the parameters.
 
     The mean of E(w + σ z ⊙ w) − E(w) over z ~ N(0, I), or with ``multiplicative=False`` of
-    E(w + σ z) − E(w). The multiplicative one does not change when a layer is scaled up and the next
-    one down, as the loss of a ReLU network does not either.
+    E(w + σ z) − E(w). Like the loss of a ReLU network, the multiplicative one does not change when
+    a layer is scaled up and the next one down.
 
     Cost: `num_samples` evaluations of the loss over the data for each strength, and one more. All
     strengths share their samples z, so that a profile is smooth.
 
     Args:
-      loss: from ``(params, batch)`` to the mean over the batch, a scalar. It is not differentiated:
-        the share of wrong answers will do.
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar. It is not differentiated,
+        so an error rate will do.
       params: real floating arrays in any pytree.
       batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
-      strength: σ, at least 0: a number, or an array for a profile. 0.1 to 0.5 is usual for the
-        multiplicative one, relative to each parameter; else it is in the parameters' own units.
+      strength: σ, at least 0: a number, or an array for a profile. 0.1 to 0.5 is usual for
+        multiplicative noise, relative to each parameter; otherwise it is in the parameters' units.
       multiplicative: whether each parameter's perturbation is in proportion to it.
       num_samples: how many perturbations, a static int of at least 1.
       batch_size: the weight of a batch, a function of it; None for its number of examples.
@@ -113,10 +113,10 @@ def sharpness(
 ) -> jax.Array:
     """The largest rise of the loss over the data set within a ball: SAM's worst case.
 
-    The largest E(w + δ) − E(w) with ‖δ‖ ≤ radius that is met by ascent on the ball: each step goes
+    The largest E(w + δ) − E(w) with ‖δ‖ ≤ radius found by ascent on the ball: each step goes
     to the point of the sphere in the direction of the gradient at the step before. The first is
     SAM's own, radius · g / ‖g‖; where the gradient vanishes, the steps are those of the power
-    iteration for the Hessian. So it is a lower bound of the true one, and no less than SAM's.
+    iteration for the Hessian. So it is a lower bound of the true maximum, and no less than SAM's.
 
     Cost: `num_steps` + 1 gradients over the data; memory of four vectors like ``params``. In
     bfloat16 a step below 1/256 of a weight is lost: pass float32 parameters.
@@ -158,7 +158,7 @@ def sharpness(
 
     def step(number: jax.Array | int, carry: Any) -> Any:
         gradient, highest = carry
-        # The trace of noise leads off where the gradient vanishes.
+        # The trace of noise sets the direction if the gradient vanishes.
         direction = _vectors.add_scaled(_vectors.normalised(gradient), 1e-6, noise)
         direction = _vectors.normalised(direction)
         value, gradient = value_and_grad(_vectors.add_scaled(params, radius, direction))

@@ -51,8 +51,8 @@ def loss_on_line(
     `first`. ``flatness.plots.slice_between`` draws it.
 
     Args:
-      loss: from ``(params, batch)`` to the mean over the batch, a scalar. It is not differentiated:
-        the share of wrong answers will do.
+      loss: from ``(params, batch)`` to the mean over the batch, a scalar. It is not differentiated,
+        so an error rate will do.
       first: real floating arrays in any pytree.
       second: a tree in the structure and shapes of `first`.
       batches: stacked or iterable, see ``entropy_sgd_jax.flatness``. An iterator will do.
@@ -93,8 +93,8 @@ def loss_on_plane(
 ) -> LossPlane:
     """The loss over the data set on the plane through two solutions and a third point.
 
-    The third may be a solution too, the starting point, or any other that is not in line. The grid
-    goes beyond all three by 0.3 of its longer side.
+    The third may be a solution too, the starting point, or any other not collinear with them. The
+    grid goes beyond all three by 0.3 of its longer side.
 
     Cost: points² evaluations of the loss over the data, in one pass; memory of four trees like
     `first`. ``flatness.plots.plane_through`` draws it.
@@ -158,7 +158,7 @@ def _difference(name: str, other: PyTree, first: PyTree) -> tuple[PyTree, PyTree
 
 
 def _require_apart(name: str, distance: jax.Array, size: ArrayLike, of: str) -> None:
-    """Raises ValueError where the distance, if it is known, is no more than rounding."""
+    """Raises ValueError if the distance is known, and no more than rounding."""
     if _trees.is_traced(distance):
         return
     if distance <= 10 * jnp.finfo(distance.dtype).eps * size:

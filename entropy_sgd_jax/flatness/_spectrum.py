@@ -88,7 +88,7 @@ def spectral_density(
 
     From each of `num_probes` random vectors of ±1 runs a Lanczos iteration of `num_steps`; the
     eigenvalues of the small matrix that it builds are the nodes of a Gaussian quadrature rule for
-    the spectrum, as that vector sees it. The mean over the probes is without bias for polynomials
+    the spectrum, as that vector sees it. The mean over the probes is unbiased for polynomials
     up to degree 2 · num_steps − 1, and the largest and smallest nodes are close to the extreme
     eigenvalues.
 

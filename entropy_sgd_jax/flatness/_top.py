@@ -43,10 +43,10 @@ def top_eigenvalues(
     """The k algebraically largest eigenvalues of the Hessian of the mean loss over the data set.
 
     Thick-restart Lanczos. Once k have converged, it goes on from a random vector, until nothing
-    larger comes up in what is orthogonal to the k: a repeated eigenvalue appears as often as it is
-    one. For the smallest, pass the negative loss.
+    larger comes up orthogonally to the k, so an eigenvalue of multiplicity m appears m times. For
+    the smallest, pass the negative loss.
 
-    Cost: some 3k + 60 Hessian-vector products where the largest eigenvalues stand apart, as those
+    Cost: about 3k + 60 Hessian-vector products if the largest eigenvalues stand apart, as those
     of networks do, up to `max_products`; memory for 2k + 30 vectors like ``params``, and as many
     again at a restart.
 
@@ -55,9 +55,9 @@ def top_eigenvalues(
       params: real floating arrays in any pytree.
       batches: stacked or iterable, see ``entropy_sgd_jax.flatness``.
       k: how many; a static int from 1 to the number of parameters.
-      tolerance: stops where ‖A v − λ v‖ is at most `tolerance` times the size of λ, or at rounding.
-        The error of λ is at most that norm, and goes with its square where λ stands apart.
-      max_products: no further sweep of up to 2k + 30 products starts after this many.
+      tolerance: stops when ‖A v − λ v‖ is at most `tolerance` times the size of λ, or at rounding.
+        The error of λ is at most that norm, and falls with its square if λ stands apart.
+      max_products: no sweep, of up to 2k + 30 products, starts once this many are used.
       return_eigenvectors: whether to return the eigenvectors too.
       batch_size: the weight of a batch, a function of it; None for its number of examples.
       key: of the random vectors: an int, a typed key or a legacy uint32 key.

@@ -40,15 +40,15 @@ def hessian_trace(
 
     XTrace spends half of its products on a sketch of the matrix A, takes the trace of A within the
     span of the sketch exactly, and that of the rest from the same random vectors, each in turn left
-    out of the sketch. The large eigenvalues, of which a network has few, add no variance then.
-    Hutchinson's estimator is the mean of z · A z over random vectors z of ±1: without error for a
-    diagonal A, since what varies is the sum over all pairs of parameters off the diagonal. Both are
-    without bias.
+    out of the sketch. The large eigenvalues, of which a network has few, then add no variance.
+    Hutchinson's estimator is the mean of z · A z over random vectors z of ±1. It is exact for a
+    diagonal A, since only the sum over all off-diagonal pairs of parameters varies. Both are
+    unbiased.
 
     Cost: `num_probes` Hessian-vector products, one after another. XTrace keeps ``num_probes // 2``
-    vectors like ``params`` in memory; where that is too much, as for models of billions of
-    parameters, choose "hutchinson", which keeps one. With at most
-    `num_probes` parameters, "xtrace" is the sum of the diagonal, one product each, without error.
+    vectors like ``params`` in memory; if that is too much, as for models of billions of
+    parameters, choose "hutchinson", which keeps one. With at most `num_probes` parameters,
+    "xtrace" is the exact sum of the diagonal, at one product each.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.
@@ -62,8 +62,8 @@ def hessian_trace(
 
     Returns:
       The trace, shape (), and its standard error over the probes, NaN for a single one. XTrace's
-      is √2 times that of independent estimates, which its own are not: right where the spectrum
-      decays slowly, too large by up to √2 elsewhere.
+      is √2 times that of independent estimates, which its own are not: right if the spectrum
+      decays slowly, too large by up to √2 otherwise.
 
     Raises:
       ValueError: for arguments out of range, parameters or batches of another form.

@@ -1,6 +1,6 @@
 """Pictures of valleys: one call each, which returns a matplotlib Figure.
 
-Save one by ``figure.savefig("spectrum.png", dpi=150)``; a notebook shows it by itself. Needs
+Save it with ``figure.savefig("spectrum.png", dpi=150)``; a notebook displays it. Needs
 matplotlib, an extra of this package.
 """
 
@@ -142,7 +142,7 @@ def valleys(
 ) -> Figure:
     """A loss of one number, and its negative local entropy at several scopes, by quadrature.
 
-    The picture by which the idea is explained, where the loss has a sharp valley and a wide one.
+    For a loss with a sharp valley and a wide one, this is the picture that explains the idea.
     The constant of a flat loss is left out, so that −F becomes the loss as the scope grows.
 
     Args:

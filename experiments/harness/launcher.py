@@ -60,7 +60,8 @@ def start_processes(count: int, devices: int, arguments: list[str]) -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices // count}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={devices // count}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     join = [sys.executable, sys.argv[0], *arguments, "--join", f"localhost:{port}", str(count)]
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -6,6 +6,7 @@ tree of any shape.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -30,6 +31,11 @@ def run_program(program: pathlib.Path) -> str:
 
 
 MODES = ("scan", "scan_none", "streaming")
+
+# For what is claimed to the last digits: how users' fusions round, not the tests' faster ones.
+ROUNDED_AS_USUAL = (
+    {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else None
+)
 
 Factory = Callable[..., optax.GradientTransformationExtraArgs]
 

@@ -15,7 +15,15 @@ import pytest
 
 import entropy_sgd_jax as esj
 from entropy_sgd_jax import diloco, entropic, entropy_adam, entropy_sgd, parle, scoping
-from tests.core.helpers import MODES, assert_same, build, gradient, outer_step, rows
+from tests.core.helpers import (
+    MODES,
+    ROUNDED_AS_USUAL,
+    assert_same,
+    build,
+    gradient,
+    outer_step,
+    rows,
+)
 
 L = 3
 PARAMS = {"w": jnp.ones(2), "b": jnp.zeros(())}
@@ -113,7 +121,7 @@ def test_an_inner_optimizer_is_its_direction_bit_for_bit(mode: str) -> None:
 
     def run(way: dict[str, Any]) -> Any:
         tx = diloco(inner_steps=L, streaming=mode == "streaming", **way)
-        step = jax.jit(outer_step(tx, mode))
+        step = jax.jit(outer_step(tx, mode), compiler_options=ROUNDED_AS_USUAL)
         params, history = jnp.array([1.0, -2.0, 0.3]), []
         state = tx.init(params)
         for batches in rows(5, L):

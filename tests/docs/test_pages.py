@@ -83,12 +83,13 @@ def test_the_python_of_a_page_runs(page: pathlib.Path, tmp_path: pathlib.Path) -
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     program = tmp_path / "page.py"
     program.write_text("\n".join(blocks))
+    flags = os.environ.get("XLA_FLAGS", "")
     done = subprocess.run(
         [sys.executable, "-W", "error", *IGNORED, program],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8"},
     )
     assert done.returncode == 0, done.stderr

@@ -529,8 +529,8 @@ def start(
     """As many processes, which share these devices."""
     settings = {
         "PYTHONPATH": str(PROGRAM.parents[2]),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices // processes}",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -302,7 +302,8 @@ def test_a_missing_extra_is_named(package: str, use: str) -> None:
 
 SHARDED = """
 import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
 import jax, jax.numpy as jnp, numpy as np
 # Programs that wait for each other's devices starve where cores are fewer than devices.
 jax.config.update("jax_cpu_enable_async_dispatch", False)

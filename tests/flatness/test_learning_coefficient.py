@@ -475,7 +475,8 @@ def test_errors_say_what_to_do(options: dict, message: str) -> None:
 
 SHARDED = """
 import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
 import warnings
 import jax, jax.numpy as jnp, numpy as np
 # Programs that wait for each other's devices starve where cores are fewer than devices.
