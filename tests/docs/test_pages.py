@@ -90,6 +90,10 @@ def test_the_python_of_a_page_runs(page: pathlib.Path, tmp_path: pathlib.Path) -
         text=True,
         check=False,
         cwd=tmp_path,
-        env=os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8"},
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
+            "PJRT_NPROC": "32",
+        },
     )
     assert done.returncode == 0, done.stderr
