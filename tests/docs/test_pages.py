@@ -6,8 +6,10 @@ import inspect
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 
 import jax
@@ -69,6 +71,18 @@ def test_links_inside_the_repository_lead_somewhere(page: pathlib.Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) + re.findall(r'src="([^":]+)"', text)
     assert links
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_what_pypi_shows_has_no_relative_link() -> None:
+    scripts = runpy.run_path(str(ROOT / ".ci" / "absolute_links"))
+    place, text = "https://example.org/owner/name", README.read_text()
+    shown = scripts["absolute"](text, place, "v1.0")
+    assert f"]({place}/blob/v1.0/docs/quickstart.md)" in shown
+    assert f'src="{place}/raw/v1.0/docs/double_well.png"' in shown
+    links = re.findall(r"\]\(([^)]+)\)", shown) + re.findall(r'src="([^"]+)"', shown)
+    assert [link for link in links if not link.startswith("https://")] == []
+    project = (ROOT / "pyproject.toml").read_text() + scripts["urls"](place, "v1.0")
+    assert tomllib.loads(project)["project"]["urls"]["Repository"] == place
 
 
 def test_readme_is_short() -> None:
