@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codeop
 import inspect
 import os
 import pathlib
@@ -89,6 +90,17 @@ def test_readme_is_short() -> None:
     assert len(README.read_text().split()) <= 700
     first = re.search(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert len(first[1].splitlines()) <= 20
+
+
+def test_the_readme_can_be_pasted_at_a_prompt() -> None:
+    """Which ends a loop or a function at an empty line, and refuses one that goes on without."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    pending: list[str] = []
+    for line in "\n".join(blocks).splitlines():
+        pending.append(line)
+        if codeop.compile_command("\n".join(pending)):
+            pending = []
+    assert len(blocks) >= 4
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="the pages are for a newer JAX")
