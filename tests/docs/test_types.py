@@ -1,6 +1,6 @@
 """Pyright and mypy accept what the pages show, and refuse what is wrong.
 
-Run on the installed wheel by `.ci/package`. A page is checked block by block, each with the
+Run on the installed wheel by `.ci/wheel`. A page is checked block by block, each with the
 statements before it that it depends on: one page defines `loss` again and again, which a reader
 takes for as many programs.
 """
