@@ -38,6 +38,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from entropy_sgd_jax.flatness import _checks
+from entropy_sgd_jax.flatness._certificate import PacBayesBound, pac_bayes_bound
 from entropy_sgd_jax.flatness._curvature import (
     GaussNewton,
     gauss_newton_vector_product,
@@ -56,6 +57,7 @@ from entropy_sgd_jax.flatness._spectrum import (
     SpectralDensity,
     spectral_density,
 )
+from entropy_sgd_jax.flatness._tempering import TemperatureLadder
 from entropy_sgd_jax.flatness._top import top_eigenvalues
 from entropy_sgd_jax.flatness._trace import hessian_trace
 
@@ -68,7 +70,9 @@ __all__ = [
     "LearningCoefficient",
     "LossLine",
     "LossPlane",
+    "PacBayesBound",
     "SpectralDensity",
+    "TemperatureLadder",
     "exact_spectrum",
     "gauss_newton_vector_product",
     "hessian_trace",
@@ -78,6 +82,7 @@ __all__ = [
     "local_learning_coefficient",
     "loss_on_line",
     "loss_on_plane",
+    "pac_bayes_bound",
     "sharpness",
     "spectral_density",
     "top_eigenvalues",

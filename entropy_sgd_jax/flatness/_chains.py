@@ -6,6 +6,7 @@ state of a chain is its offset w − w₀, so that small steps are not lost in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from entropy_sgd_jax import _noise as noise_lib
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
+from entropy_sgd_jax.flatness import _checks
 from entropy_sgd_jax.flatness._data import DataSet
 from entropy_sgd_jax.flatness._progress import Progress, tracked
 
@@ -66,10 +68,20 @@ class Plan(NamedTuple):
         return carry
 
 
+def plan(num_chains: Any, num_steps: Any) -> Plan:
+    """With all that is to be found found; raises ValueError for numbers out of range."""
+    advice = "The standard error is over them; 8 is the default."
+    num_chains = _checks.integer("num_chains", num_chains, 2, math.inf, advice)
+    advice = "Half of them are thrown away; 2000 is usual."
+    num_steps = _checks.integer("num_steps", num_steps, 8, math.inf, advice)
+    return Plan(num_chains, num_steps, None, True, False)
+
+
 class Samples(NamedTuple):
     """What all steps left, burn-in included."""
 
     losses: jax.Array  # L(w) − L(w₀), shape (num_chains, num_steps)
+    errors: jax.Array  # what is recorded beside the loss, shape (num_chains, num_steps)
     controls: jax.Array  # of mean zero, correlated with the losses, shape (num_chains, num_steps)
     distances: jax.Array  # ‖w − w₀‖², shape (num_chains, num_steps)
     biases: jax.Array  # of nβ L from the finite step size, shape (num_chains, num_steps)
@@ -79,7 +91,7 @@ class Samples(NamedTuple):
     def empty(cls, plan: Plan, dtype: Any) -> Samples:
         """Zeros."""
         rows = jnp.zeros((plan.num_chains, plan.num_steps), dtype)
-        return cls(rows, rows, rows, rows, rows[0])
+        return cls(rows, rows, rows, rows, rows, rows[0])
 
     def kept(self, burn_in: int) -> Samples:
         """Without the first `burn_in` steps."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -236,11 +235,8 @@ def _plan(
     if step_size is not None:
         dtype = _trees.wide_dtype(params)
         step_size = _checks.positive("step_size", step_size, "None has it found.", dtype)
-    advice = "The standard error is over them; 8 is the default."
-    num_chains = _checks.integer("num_chains", num_chains, 2, math.inf, advice)
-    advice = "Half of them are thrown away; 2000 is the default."
-    num_steps = _checks.integer("num_steps", num_steps, 8, math.inf, advice)
-    return _chains.Plan(num_chains, num_steps, step_size, bool(precondition), progress)
+    plan = _chains.plan(num_chains, num_steps)
+    return plan._replace(step_size=step_size, precondition=bool(precondition), progress=progress)
 
 
 @functools.partial(jax.jit, static_argnames=("burn_in", "shared"))

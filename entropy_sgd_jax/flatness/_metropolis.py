@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import _chains
 from entropy_sgd_jax.flatness._chains import Plan, Run, Samples, StepSize, Target, inner_products
+from entropy_sgd_jax.flatness._curvature import Loss
 from entropy_sgd_jax.flatness._data import DataSet
 
 _ACCEPTANCE = 0.8  # that the step size aims at
@@ -31,6 +33,7 @@ class Chain(NamedTuple):
     offset: PyTree  # w − w₀
     momentum: Any  # of P^(−1/2) (w − w₀)
     loss: jax.Array  # L(w) − L(w₀)
+    error: jax.Array  # what is recorded beside the loss
     gradient: PyTree  # ∇L(w)
     level: jax.Array  # in (−1, 1); Metropolis' ratio must exceed its size
 
@@ -44,48 +47,64 @@ class Tuning(NamedTuple):
 
 
 def sample(
-    loss: Callable[[Any, Any], jax.Array],
-    params: PyTree,
-    data: DataSet,
-    target: Target,
-    plan: Plan,
-    key: jax.Array,
+    loss: Loss, params: PyTree, data: DataSet, target: Target, plan: Plan, key: jax.Array
 ) -> Run:
-    """All steps of all chains."""
+    """All steps of all chains, from w₀."""
+    run, _ = sampler(loss, params, data, plan)(
+        target, key, _chains.zeros(params, plan.num_chains), 1 / sum(target)
+    )
+    return run
+
+
+def sampler(
+    loss: Loss, params: PyTree, data: DataSet, plan: Plan, error: Loss | None = None
+) -> Callable[[Target, jax.Array, Any, ArrayLike], tuple[Run, Any]]:
+    """From a target, a key, offsets w − w₀ and a first step size to all steps, and where they end.
+
+    Losses are differences to that of the first chain at its start. `error` is recorded beside the
+    loss, and need not have a gradient.
+    """
 
     def evaluate_batch(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
-        def at(offset: PyTree) -> jax.Array:
-            return loss(_chains.at(params, offset), batch)
+        def at(offset: PyTree) -> tuple[jax.Array, jax.Array]:
+            moved = _chains.at(params, offset)
+            value = loss(moved, batch)
+            return value, jnp.zeros_like(value) if error is None else error(moved, batch)
 
-        return jax.vmap(jax.value_and_grad(at))(offsets)
+        return jax.vmap(jax.value_and_grad(at, has_aux=True))(offsets)
 
     evaluate = functools.partial(data.mean(evaluate_batch), params)
-    propose = jax.jit(functools.partial(_propose, target, plan, key))
-    conclude = jax.jit(functools.partial(_conclude, target, plan))
+    propose = jax.jit(functools.partial(_propose, plan))
+    conclude = jax.jit(functools.partial(_conclude, plan))
 
-    def step(number: jax.Array | int, carry: tuple[Chain, Tuning, Samples]) -> Any:
-        chain, tuning, samples = carry
-        chain, proposal = propose(chain, tuning, number)
-        value, gradient = evaluate(proposal.offset)
-        proposal = proposal._replace(loss=value - here, gradient=gradient)
-        return conclude(chain, proposal, tuning, samples, number)
+    def run(target: Target, key: jax.Array, offset: Any, step_size: ArrayLike) -> tuple[Run, Any]:
+        (values, errors), gradient = evaluate(offset)
+        here = values[0]
 
-    offset = _chains.zeros(params, plan.num_chains)
-    values, gradient = evaluate(offset)
-    here = values[0]
-    level = jax.random.uniform(jax.random.fold_in(key, 0), values.shape, values.dtype, minval=-1)
-    chain = Chain(offset, offset, values - here, gradient, level)
-    squares = jax.tree.map(lambda leaf: leaf[0], offset)
-    first = jnp.asarray(1 / sum(target), values.dtype)
-    tuning = Tuning(StepSize.start(plan, first), jnp.zeros(2, values.dtype), squares)
-    empty = Samples.empty(plan, values.dtype)
-    _, tuning, samples = plan.run(data, step, (chain, tuning, empty))
-    return Run(samples, jnp.exp(tuning.step_size.log), here)
+        def step(number: jax.Array | int, carry: tuple[Chain, Tuning, Samples]) -> Any:
+            chain, tuning, samples = carry
+            chain, proposal = propose(target, key, chain, tuning, number)
+            (value, error), gradient = evaluate(proposal.offset)
+            proposal = proposal._replace(loss=value - here, error=error, gradient=gradient)
+            return conclude(target, chain, proposal, tuning, samples, number)
+
+        level_key = jax.random.fold_in(key, 0)
+        level = jax.random.uniform(level_key, values.shape, values.dtype, minval=-1)
+        momentum = jax.tree.map(jnp.zeros_like, offset)
+        chain = Chain(offset, momentum, values - here, errors, gradient, level)
+        squares = jax.tree.map(lambda leaf: leaf[0], momentum)
+        first = StepSize.start(plan, jnp.asarray(step_size, values.dtype))
+        tuning = Tuning(first, jnp.zeros(2, values.dtype), squares)
+        empty = Samples.empty(plan, values.dtype)
+        chain, tuning, samples = plan.run(data, step, (chain, tuning, empty))
+        return Run(samples, jnp.exp(tuning.step_size.log), here), chain.offset
+
+    return run
 
 
 def _propose(
-    target: Target,
     plan: Plan,
+    target: Target,
     key: jax.Array,
     chain: Chain,
     tuning: Tuning,
@@ -132,8 +151,8 @@ def _kicked(chain: Chain, target: Target, roots: Any, time: jax.Array) -> Any:
 
 
 def _conclude(
-    target: Target,
     plan: Plan,
+    target: Target,
     chain: Chain,
     proposal: Chain,
     tuning: Tuning,
@@ -147,7 +166,7 @@ def _conclude(
     chain, probability = _choose(target, chain, proposal._replace(momentum=momentum))
     tuning = _tuned(target, plan, chain, tuning, preconditioner, probability.mean(), number)
     square = inner_products(chain.offset, chain.offset)
-    samples = samples.with_step(number, chain.loss, 0, square, 0, probability.mean())
+    samples = samples.with_step(number, chain.loss, chain.error, 0, square, 0, probability.mean())
     return chain, tuning, samples
 
 

@@ -137,7 +137,8 @@ def _controlled(samples: Samples, burn_in: int) -> Samples:
     Near w₀ that is all noise of the mini-batches; a chain that has moved far along a flat valley
     has another gradient than w₀, and then the controls explain little.
     """
-    losses, controls, *_ = samples.kept(burn_in)
+    kept = samples.kept(burn_in)
+    losses, controls = kept.losses, kept.controls
     square = (controls**2).sum(axis=1)
     product = ((losses - losses.mean(axis=1, keepdims=True)) * controls).sum(axis=1)
     slope = jnp.where(square > 0, product / jnp.where(square > 0, square, 1), 0)
@@ -182,7 +183,7 @@ def _move(
         rise.astype(chain.rise.dtype),
         _chains.mean_squares(plan, number, chain.squares, force),
     )
-    return moved, samples.with_step(number, rises, controls, square, size / 8 * heat, 1)
+    return moved, samples.with_step(number, rises, 0, controls, square, size / 8 * heat, 1)
 
 
 def _change(rise: jax.Array, step_size: StepSize) -> jax.Array:
