@@ -62,7 +62,7 @@ def bytes_exchanged(hlo: str) -> int:
         return total
 
     def runs_once(condition: str) -> bool:
-        """A loop of no or one round: its condition is a boolean that it carries along."""
+        """A loop of zero rounds or one: its condition is a boolean that it carries along."""
         if not re.search(r"ROOT [^\n]*= pred\[\] get-tuple-element\(", bodies[condition][1]):
             raise ValueError(f"a collective in a loop of unknown length: {bodies[condition][1]}")
         return True  # the round in which devices meet

@@ -2,7 +2,7 @@
 
     python benchmarks/convolutions.py
 
-On CPUs XLA turns a convolution's gradient into a fast one only outside of loops
+On CPUs XLA turns a convolution's gradient into a fast one only outside loops
 (https://github.com/jax-ml/jax/issues/12868), so that whatever runs under `lax.scan` is slow, SGD
 too. Prints the table, and writes it to benchmarks/results/BACKEND/convolutions.json.
 """

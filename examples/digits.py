@@ -1,4 +1,4 @@
-"""Entropy-SGD and Entropy-Adam beside SGD and Adam, at the same number of gradient evaluations.
+"""Entropy-SGD and Entropy-Adam against SGD and Adam, at the same number of gradient evaluations.
 
     python examples/digits.py
     python examples/digits.py --dataset mnist --data-dir DIR

@@ -1,4 +1,4 @@
-"""A character GPT in 4 replicas that meet once in 20 gradients, beside data-parallel AdamW.
+"""A character GPT in 4 replicas that meet once in 20 gradients, against data-parallel AdamW.
 
     python examples/diloco_gpt.py
     python examples/diloco_gpt.py --text shakespeare.txt

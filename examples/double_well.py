@@ -83,7 +83,7 @@ SCOPES = {30: "#2f7fbc", 5: "#6baed6", 1: "#a6cee3"}  # and their colours
 
 
 def draw_valleys(axes: plt.Axes, sgd: np.ndarray, entropic: np.ndarray) -> None:
-    """The loss, what Entropy-SGD descends in its place, the starting points and the ends."""
+    """The loss, what Entropy-SGD descends instead, the starting points and the ends."""
     x = jnp.linspace(-2.9, 2.9, 1161)
     axes.plot(x, loss(x), color=INK, lw=2.5, label="loss f")
     for scope, colour in SCOPES.items():

@@ -29,7 +29,7 @@ with one_line_errors("many_hosts.py"):
     from experiments.data.images import load_digits
     from experiments.harness import launcher
 
-DEVICES = 4  # in all, where the processes are started from here
+DEVICES = 4  # in all, if the processes are started from here
 INNER_STEPS, BATCH_SIZE, UPDATES, SAVE_EVERY = 10, 64, 60, 20
 
 

@@ -6,7 +6,7 @@
     python -m experiments.train digits --optimizer sam --help
 
 The folder that `--out` names gets `metrics.jsonl`, TensorBoard's files, `curves.png` and
-checkpoints. The same command goes on where it was stopped. All settings are the paper's for the
+checkpoints. The same command resumes where it was stopped. All settings are the paper's for the
 workload and optimizer, as `workloads/` says, unless a flag says otherwise.
 """
 
@@ -77,7 +77,7 @@ def prepare(options: argparse.Namespace) -> Run:
 def request(
     options: argparse.Namespace, workload: workloads.Workload, chosen: settings.Settings
 ) -> workloads.Request:
-    """Where the data are; fetched if that was asked for."""
+    """Where the data are; downloaded if that was asked for."""
     directory, source = options.data_dir, options.download or workload.source
     if source and not fits(source, workload, options):
         raise InputError(f"--download {source}: these are not the files of {options.workload}")
@@ -117,7 +117,7 @@ def judged_pruned(contestant: training.Contestant, fraction: float) -> training.
 
 
 def describe(options: argparse.Namespace, run: Run) -> dict[str, Any]:
-    """All that the numbers depend on; a training is only continued where it is the same."""
+    """All that the numbers depend on; a training is continued only if this is the same."""
     data = 0
     for array in run.dataset:
         data = zlib.crc32(np.ascontiguousarray(array), data)
@@ -148,7 +148,7 @@ def map_seeds(options: argparse.Namespace, run: Run) -> Callable[..., Any]:
 
 
 class Announced(Checkpoints):
-    """Says what the training goes on from."""
+    """Says what the training resumes from."""
 
     def __init__(
         self,

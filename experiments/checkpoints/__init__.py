@@ -1,4 +1,4 @@
-"""Checkpoints of a run that may be killed at any moment: the folder to copy."""
+"""Checkpoints of a run that may be killed at any time: the folder to copy."""
 
 from experiments.checkpoints.manager import Checkpoints
 from experiments.checkpoints.mishaps import CheckpointError, DiskError

@@ -68,7 +68,7 @@ def kind(leaf: Any) -> str:
 def checksums(step: int, leaves: dict[str, Leaf]) -> np.ndarray:
     """The step, and a number for each leaf in the order of names, which any flipped bit changes.
 
-    What is written beside the arrays carries checksums of its own; the arrays themselves do not.
+    What Orbax writes next to the arrays has checksums of its own; the arrays themselves do not.
     """
     sums = [int(_checksum(leaves[name])) for name in sorted(leaves)]
     return np.array([step % 2**32, *sums], np.uint32)

@@ -1,7 +1,7 @@
-"""Checkpoints of a run that may be killed at any moment and goes on by the same command.
+"""Checkpoints of a run that may be killed at any time and resumes with the same command.
 
-Orbax does the work: it writes beside the computation, makes a checkpoint visible only when it is
-whole, keeps the last few, and puts arrays back onto whatever devices there are now.
+Orbax does the work: it writes while the computation goes on, makes a checkpoint visible only when
+it is complete, keeps the last few, and puts arrays back onto whatever devices there are now.
 """
 
 from __future__ import annotations

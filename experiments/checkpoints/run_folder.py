@@ -18,7 +18,7 @@ from experiments.checkpoints.mishaps import CheckpointError, DiskError
 from experiments.checkpoints.processes import first, together
 from experiments.io.files import write_whole
 
-CONFIGURATION = "configuration.json"  # beside the checkpoints, what they belong to
+CONFIGURATION = "configuration.json"  # next to the checkpoints: what they belong to
 LOCK = "lock"  # the kernel releases it when the process ends, however it ends
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -151,7 +151,7 @@ class RunFolder:
 
 
 def differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """Where two configurations differ, in words; empty where they do not."""
+    """Where two configurations differ, in words; empty if they do not."""
     known, given = _as_read_back(known), _as_read_back(given)
     return "; ".join(
         f"{name} {known.get(name)!r} there, {given.get(name)!r} given"

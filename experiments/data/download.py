@@ -95,7 +95,7 @@ def fetch(name: str, directory: str | None) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom: each library on the way has wrapped it in a message."""
+    """The root cause: each library on the way has wrapped it in a message."""
     while below := error.__cause__ or error.__context__:
         error = below
     return str(error)

@@ -46,8 +46,8 @@ def load_mnist(directory: str | os.PathLike[str]) -> Dataset:
 def read_mnist(directory: str | os.PathLike[str], validation: int = 0) -> Dataset:
     """MNIST from its four published files, each plain or packed as .gz, in `directory`.
 
-    With `validation`, this many images from the end of the training set stand in the place of the
-    test set, whose files are then not opened.
+    With `validation`, this many images from the end of the training set replace the test set,
+    whose files are then not opened.
     """
     names = {
         field: name
@@ -134,7 +134,7 @@ def _check_pair(paths: dict, parts: dict, images: str, labels: str) -> None:
 
 
 def _standardise(dataset: Dataset) -> Dataset:
-    """Shifts and scales all pixels alike; the test set has no part in the two numbers."""
+    """Shifts and scales all pixels alike; the test set does not enter the two numbers."""
     mean, deviation = dataset.train_inputs.mean(), dataset.train_inputs.std()
 
     def scale(images: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def windows(text: Text, length: int, context: int, test_length: int, test_contex
 
 
 def _cut(symbols: np.ndarray, length: int, context: int, name: str) -> tuple[np.ndarray, ...]:
-    """All inputs and the labels, one symbol later; what is left over at the end is dropped."""
+    """All inputs and the labels, one symbol later; the remainder at the end is dropped."""
     count = (len(symbols) - 1) // length
     if count < 1:
         raise InputError(f"the {name} has {len(symbols):,} symbols, too few for one of {length}")

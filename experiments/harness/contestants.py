@@ -126,7 +126,7 @@ def entropic_adam(settings: Settings, budget: Budget) -> Contestant:
 
 
 def snoo(settings: Settings, budget: Budget) -> Contestant:
-    """L steps of AdamW, then one of Nesterov SGD along the whole way they went."""
+    """L steps of AdamW, then one of Nesterov SGD along their whole displacement."""
     optimizer = diloco(
         schedule(settings, budget.rounds),
         settings.momentum or None,
@@ -206,7 +206,7 @@ def prepare(
     try:
         contestant = RECIPES[name](settings, budget)
         return carried(name, contestant) if streams(settings) else contestant, budget
-    except ValueError as error:  # the library says what it does not allow
+    except ValueError as error:  # the library's own message about what it does not allow
         raise InputError(str(error)) from error
 
 

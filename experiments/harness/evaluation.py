@@ -1,7 +1,7 @@
 """A network as pure functions, and how it is judged: dropout off, BatchNorm statistics at x.
 
 A network with a state, such as an LSTM, reads its windows in streams: each stream is a part of the
-text, in order, and the state at the end of a window is where the next one starts.
+text, in order, and the state at the end of a window is where the next window starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATISTICS_BATCH = 128  # of this many examples
 CHUNK = 2_000  # examples evaluated at once, at most
 
 Params = Any
-Statistics = Any  # of BatchNorm; an empty tree where there is none
+Statistics = Any  # of BatchNorm; an empty tree if there is none
 Batch = tuple[jax.Array, jax.Array, jax.Array]  # inputs, labels and the key of the dropout mask
 Carry = Any  # the state of a network between two windows
 
@@ -64,7 +64,7 @@ class Model(NamedTuple):
 
 
 def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """One for each label. Of a sequence only the last logits count where labels are fewer."""
+    """One for each label. If a sequence has fewer labels, only its last logits count."""
     if labels.ndim > 1:
         logits = logits[:, -labels.shape[1] :]
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -94,7 +94,7 @@ def statistics_batches(inputs: jax.Array, in_order: bool = False) -> jax.Array:
 
 
 def in_streams(windows: jax.Array, streams: int) -> jax.Array:
-    """Of shape (windows of a stream, streams, ...); what is left over at the end is dropped."""
+    """Of shape (windows of a stream, streams, ...); the remainder at the end is dropped."""
     count = len(windows) // streams
     whole = windows[: count * streams]
     return whole.reshape(streams, count, *windows.shape[1:]).swapaxes(0, 1)
@@ -146,7 +146,7 @@ def _sums(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def prune(params: Params, fraction: Any) -> Params:
-    """The smallest weights of all matrices and kernels together, this many of them, are zero."""
+    """Sets this many of the smallest weights, over all matrices and kernels together, to zero."""
     sizes = jnp.concatenate([jnp.abs(w).ravel() for w in jax.tree.leaves(params) if w.ndim > 1])
     kept_from = jnp.minimum(jnp.round(fraction * sizes.size).astype(int), sizes.size - 1)
     least = jnp.sort(sizes)[kept_from]

@@ -39,7 +39,7 @@ def take_part(
         if jax.process_index() == 0:
             raise
         raise SystemExit(2) from None
-    except BaseException as error:  # of this one alone: JAX would wait for the others to end too
+    except BaseException as error:  # ends this process alone: JAX would wait for the others
         code = 2 if isinstance(error, InputError) else 1
         program = os.path.basename(sys.argv[0])
         print(

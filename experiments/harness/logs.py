@@ -27,7 +27,7 @@ PER_SEED = ("train_loss", "test_loss", "test_error")
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a number may depend on."""
+    """Everything that a number may depend on."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "device": jax.devices()[0].device_kind, **packages}
 
@@ -43,8 +43,8 @@ class Line(NamedTuple):
 class Log:
     """Writes measurements down, line by line.
 
-    If a training goes on from a checkpoint, what the log holds before the first measurement is
-    kept, and what it holds from there on, which was measured but not saved, makes way.
+    If a training resumes from a checkpoint, the log up to the first new measurement is kept, and
+    what follows, which was measured but not saved, is dropped.
     """
 
     def __init__(self, folder: pathlib.Path, configuration: dict[str, Any]):
@@ -126,7 +126,7 @@ def read(folder: pathlib.Path, name: str = FILE) -> tuple[dict[str, Any], list[M
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[Line]] | None:
-    """The configuration and the measurements, or None if there is no whole line."""
+    """The configuration and the measurements, or None if there is no complete line."""
     configuration: dict[str, Any] = {}
     lines: list[Line] = []
     try:

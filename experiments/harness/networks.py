@@ -1,7 +1,7 @@
 """Flax networks as pure functions, with BatchNorm and dropout as Entropy-SGD needs them.
 
-The inner steps visit points that are thrown away, so nothing may be learned on the side: BatchNorm
-normalises by the batch at hand and its running averages are discarded; `batch_statistics` takes
+The inner steps visit points that are discarded, so nothing may be learned on the side: BatchNorm
+normalises by the current batch and its running averages are discarded; `batch_statistics` takes
 them again at the parameters to be evaluated. Each batch brings the key of its dropout mask.
 """
 
@@ -84,7 +84,7 @@ def batch_statistics(
     `batches` has shape (batches, batch_size, ...). Call it before each evaluation, and evaluate
     with `nnx.merge(graphdef_in_eval_mode, params, statistics)`. Mean and variance are averaged
     over the batches. `model` gives the structure only, and may be abstract. With a `carry`, the
-    state of a number of streams, it goes on from batch to batch.
+    state of a number of streams, that state is carried from batch to batch.
     """
     model = nnx.merge(*nnx.split(model))  # a copy, to leave the caller's in its mode
     model.set_attributes(
@@ -108,7 +108,7 @@ def batch_statistics(
 
 
 def dropout(inputs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Drops each input with probability `rate`, where there is a key. 16 random bits decide."""
+    """Drops each input with probability `rate` if there is a key. 16 random bits decide."""
     if key is None or rate == 0:
         return inputs
     bits = jax.random.bits(key, inputs.shape, jnp.uint16)
@@ -131,7 +131,7 @@ def max_pool(images: jax.Array, width: int) -> jax.Array:
 def convolution(
     images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any
 ) -> jax.Array:
-    """XLA's, but on CPUs by patches: 6 times as fast inside of a loop, where training is.
+    """XLA's, but on CPUs by patches: 6 times as fast inside a loop, as in training.
 
     `benchmarks/convolutions.py` compares them. Those in one or three dimensions, with dilation or
     groups are XLA's everywhere.

@@ -1,4 +1,4 @@
-"""What the examples show: a bar while they train, then a table and a figure."""
+"""What the experiments show: a progress bar, then a table and a figure."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train_all(
     seeds: int,
     console: Console,
 ) -> list[Curves]:
-    """Trains all contestants under a progress bar each."""
+    """Trains all contestants, with a progress bar for each."""
     with progress_bar(console) as progress:
         trainings = [
             follow(progress, name, budget, train(contestant, model, dataset, budget, seeds))
@@ -78,7 +78,7 @@ def collect(name: str, measurements: Iterable[Measurement]) -> Curves:
 
 
 def side_by_side(curves: list[Curves]) -> Curves:
-    """Those of one optimizer, of other seeds each, as one."""
+    """Joins the curves of one optimizer over different seeds."""
     values = [curve[2:5] for curve in curves]
     rate = float(np.median([curve.evaluations_per_second for curve in curves]))
     return Curves(*curves[0][:2], *map(np.hstack, zip(*values, strict=True)), rate)
@@ -152,7 +152,7 @@ def _spread(curves: list[Curves]) -> str:
 
 
 def mean_and_spread(values: np.ndarray, digits: str) -> str:
-    """In the format `digits`, with the standard error where there is one."""
+    """In the format `digits`, with the standard error if there is one."""
     mean, error = values.mean(), standard_error(values)
     return f"{mean:{digits}}" if np.isnan(error) else f"{mean:{digits}} ± {error:{digits}}"
 
@@ -185,7 +185,7 @@ def save_figure(
 
 
 def _limits(curves: list[Curves], score: Score) -> tuple[float, float] | None:
-    """Leaves out the untrained start, beside which the ends would look all alike."""
+    """Leaves out the untrained start, next to which all ends would look alike."""
     means = np.concatenate([score.of(curve).mean(axis=-1) for curve in curves])
     ends = np.array([score.of(curve)[-1].mean() for curve in curves])
     if not np.isfinite(means).all():

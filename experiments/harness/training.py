@@ -35,7 +35,7 @@ class Contestant(NamedTuple):
     # (optimizer, grad_fn, params, state, batches) -> (params, state); in streams, `grad_fn` is
     # from (params, batch, carry) to (gradient, carry), and a carry comes in and out last.
     take_round: Callable[..., Any]
-    # Replicas are trained instead of one network where these two say so.
+    # Replicas are trained instead of one network if these two are given.
     prepare: Callable[[Params], Params] = lambda params: params  # what to train, from the start
     reported: Callable[[Params], Params] = lambda params: params  # what to evaluate, from that
 
@@ -68,7 +68,7 @@ class Budget(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What is known at one point of training, for every seed."""
+    """What is measured at one point of training, for every seed."""
 
     gradient_evaluations: int  # so far, per seed
     train_loss: np.ndarray  # shape (seeds,)
@@ -114,8 +114,8 @@ def train(
 
     The seeds are `first_seed` and those that follow it.
 
-    With `checkpoints` it goes on from the newest one, and yields what comes after it: batches and
-    masks are functions of seed and segment, so that the rest is the same bit for bit.
+    With `checkpoints` it resumes from the newest one, and yields what comes after it: batches and
+    masks are functions of seed and segment, so the rest is the same bit for bit.
     """
     data = jax.device_put(dataset)
     keys = jax.vmap(jax.random.key)(first_seed + jnp.arange(seeds))
@@ -170,7 +170,7 @@ def _compile_segment(
     data: Dataset,
     map_seeds: Callable,
 ) -> Callable[..., tuple[Any, ...]]:
-    """Compiles ahead, so that no measured time holds compilation."""
+    """Compiles in advance, so that no measured time includes compilation."""
     streams = budget.sampling == "streams"
     grad_fn = jax.grad(model.carried_loss, has_aux=True) if streams else jax.grad(model.loss)
 
@@ -197,7 +197,7 @@ def _compile_segment(
 
 
 def one_by_one(function: Callable) -> Callable:
-    """In the place of `jax.vmap`: the same results in the memory of one seed."""
+    """In place of `jax.vmap`: the same results in the memory of one seed."""
     return functools.partial(lax.map, function)
 
 
@@ -239,7 +239,7 @@ def shuffled_passes(key: jax.Array, count: int, examples: int) -> jax.Array:
 def in_streams(first: Any, count: int, streams: int, examples: int) -> jax.Array:
     """`count` indices from batch `first` on: in each batch, the next window of every stream.
 
-    Streams are equally long parts of the text; what is left over at its end is not read.
+    Streams are equally long parts of the text; the remainder at its end is not read.
     """
     length = examples // streams
     windows = (first + jnp.arange(count // streams)) % length

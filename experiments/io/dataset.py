@@ -10,7 +10,7 @@ from experiments.io.errors import InputError
 
 
 class Dataset(NamedTuple):
-    """A classification task. Where a part of the training set is held out, that is the test set."""
+    """A classification task; a held-out part of the training set may stand in for the test set."""
 
     train_inputs: np.ndarray  # images: (examples, height, width, ...); text: (windows, length)
     train_labels: np.ndarray  # images: (examples,); text: (windows, length), or fewer, the last
@@ -19,7 +19,7 @@ class Dataset(NamedTuple):
 
 
 def split_end(inputs: np.ndarray, labels: np.ndarray, validation: int) -> Dataset:
-    """The last `validation` examples in the place of the test set."""
+    """The last `validation` examples in place of the test set."""
     if validation >= len(labels):
         raise InputError(
             f"--validation {validation} leaves nothing of the {len(labels):,} training examples"
@@ -30,7 +30,7 @@ def split_end(inputs: np.ndarray, labels: np.ndarray, validation: int) -> Datase
 
 
 def hold_out(dataset: Dataset, fold: int, folds: int = 5) -> Dataset:
-    """Puts one fold of the training set in the place of the test set, to tune on."""
+    """Puts one fold of the training set in place of the test set, to tune on."""
     images, labels = dataset.train_inputs, dataset.train_labels
     held = np.arange(len(labels)) * folds // len(labels) == fold
     return Dataset(images[~held], labels[~held], images[held], labels[held])

@@ -34,7 +34,7 @@ def first(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
 
 @contextlib.contextmanager
 def made(folder: pathlib.Path, flag: str) -> Iterator[None]:
-    """A folder that `flag` asks for. If it stays empty because of an error, it goes again."""
+    """A folder that `flag` asks for. If it stays empty because of an error, it is removed again."""
     new: list[pathlib.Path] = []
     try:
         try:
@@ -62,7 +62,7 @@ def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 def read_at_most(stream: IO[bytes], most: int) -> bytearray:
-    """Up to `most` bytes, in memory that follows what is there, not what is asked for."""
+    """Up to `most` bytes, in memory that grows with what is read, not with `most`."""
     content = bytearray()
     while len(content) < most and (piece := stream.read(min(most - len(content), PIECE))):
         content += piece
@@ -70,7 +70,7 @@ def read_at_most(stream: IO[bytes], most: int) -> bytearray:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """In one step: whatever happens, the file is the old one or the new one."""
+    """Atomically: whatever happens, the file is the old one or the new one."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
     part.replace(path)

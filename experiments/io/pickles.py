@@ -1,7 +1,7 @@
-"""Reads pickles of plain data and arrays of bytes, from whomever they come.
+"""Reads pickles of plain data and arrays of bytes from untrusted sources.
 
-Nothing in a pickle is called but what stands here, and it takes no more memory than a few times the
-size of its file, and some 100 bytes for each of its operations.
+A pickle can call only what is defined here, and it takes no more memory than a few times the size
+of its file, and some 100 bytes for each of its operations.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ OPERATIONS = 200_000  # a batch of CIFAR-10 has 60,000
 
 
 def read(content: bytes | bytearray) -> Any:
-    """What was pickled, with `Array` for arrays. Of a broken pickle nobody knows what it raises."""
+    """What was pickled, with `Array` for arrays. A broken pickle may raise anything."""
     return _Unpickler(io.BytesIO(content), len(content)).load()
 
 
 class Array:
-    """Stands for an array. What it is said to hold takes no memory; its state brings the values."""
+    """Stands for an array. Its claimed size takes no memory; its state brings the values."""
 
     def __init__(self, *claim: Any) -> None:
         self.values = np.zeros(0, np.uint8)
@@ -91,7 +91,7 @@ class _Unpickler(pickle._Unpickler):
         return allowed[module, name]
 
     def encode(self, text: str, encoding: Any) -> bytes:
-        """How Python 3 writes bytes in the older protocols; in all no more than the file has."""
+        """How Python 3 writes bytes in the older protocols; in total no more than the file has."""
         self.left -= len(text)
         if self.left < 0:
             raise InputError("writes out more bytes than it has: is it another file?")

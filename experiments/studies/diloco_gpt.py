@@ -1,4 +1,4 @@
-"""A character GPT in 4 and 8 replicas that meet once in 20 gradients, beside data-parallel AdamW.
+"""A character GPT in 4 and 8 replicas that meet once in 20 gradients, against data-parallel AdamW.
 
     python -m experiments.studies.diloco_gpt --text shakespeare.txt
     python -m experiments.studies.diloco_gpt --text shakespeare.txt --tune

@@ -101,7 +101,7 @@ def measure(model: Model, params: Any, batches: Any) -> dict[str, Any]:
 
 
 CAPTION = (
-    "Mean, and standard error where there are several seeds. Near 0: within 1e-4. Sharpness: rise "
+    "Mean, and standard error if there are several seeds. Near 0: within 1e-4. Sharpness: rise "
     "of the training loss within a ball of radius 0.1. Local energy: rise of the training error, "
     f"in percentage points, at σ = {STRENGTHS[SHOWN]:.1f}."
 )

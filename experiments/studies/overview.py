@@ -2,7 +2,7 @@
 
     python -m experiments.studies.overview
 
-Reads the logs of `run.py` and the results of `width.py`, and draws `overview.png` beside them:
+Reads the logs of `run.py` and the results of `width.py`, and draws `overview.png` next to them:
 a row for each task, a point for each optimizer, with the 95 % interval of its paired difference.
 """
 

@@ -269,7 +269,7 @@ def train_all(options: argparse.Namespace) -> None:
 
 
 def tell(workload: str, everything: dict[str, Any], skip: int, path: pathlib.Path) -> list[str]:
-    """The tables of a workload; its figure goes beside `path`."""
+    """The tables of a workload; its figure goes next to `path`."""
     results = {
         optimizer: {name: seeds[skip:] for name, seeds in values.items()}
         for optimizer, values in everything.items()

@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 def command(workload: str, variant: str, optimizer: str, options: argparse.Namespace) -> list[str]:
-    """The flags of train.py; empty where there is no such variant, or it has not been tuned."""
+    """The flags of train.py; empty if there is no such variant, or it has not been tuned."""
     flags = [
         workload,
         "--optimizer",

@@ -5,7 +5,7 @@
     python -m experiments.studies.tune --data-dir DIR --workloads lenet --finalists 3 --seeds 3
 
 The test sets are not read. Further flags of `experiments.train` become part of the settings. Every
-finished setting is written to `tuning.json` at once, and the same command goes on where it was
+finished setting is written to `tuning.json` at once, and the same command resumes where it was
 stopped. `run.py` takes the settings with the lowest mean validation score for its variant "tuned",
 of those tried with the most seeds, then with the most effective epochs: one seed may be lucky at a
 learning rate where others diverge, so that finalists have to show it again.

@@ -1,8 +1,8 @@
-"""What can be trained: a file each, with its data, its network and the paper's settings.
+"""What can be trained: one file for each, with its data, its network and the paper's settings.
 
-Where a number comes from is said beside it: `text` is the paper, `code` what its authors published,
-`job` a script there that started their runs, `ours` a choice of this project where none of them
-says it. Where they disagree, the default is what the paper's table came from as far as that is
+The source of each number is given next to it: `text` is the paper, `code` what its authors
+published, `job` a script there that started their runs, `ours` a choice of this project if none of
+them says it. Where they disagree, the default is what the paper's table came from as far as that is
 known, and a flag gives the other.
 """
 
@@ -34,7 +34,7 @@ class Workload(NamedTuple):
     load: Callable[[Request], tuple[Dataset, int]]  # the data, and the number of classes
     make_model: Callable[[Settings, Dataset, int], Model]
     settings: dict[str, Settings]  # by optimizer
-    source: str | None = None  # in `download.SOURCES`; None where no file is needed
+    source: str | None = None  # in `download.SOURCES`; None if no file is needed
     score: str = "error"  # in `report.SCORES`
     one_by_one: bool = False  # whether the seeds train in turn, in the memory of one
 

@@ -83,7 +83,7 @@ def make_model(settings: Settings, dataset: Dataset, classes: int) -> Model:
 
 
 def make_layer(inputs: int, width: int, rngs: nnx.Rngs) -> LSTM:
-    """Kernels from N(0, 1 / (inputs + width)), biases zero but one where the cell is kept: code."""
+    """Kernels from N(0, 1 / (inputs + width)), biases zero, one for the forget gate: code."""
 
     def bias(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
         return jax.numpy.zeros(shape, dtype).at[width : 2 * width].set(1)

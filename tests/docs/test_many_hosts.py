@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -73,16 +74,17 @@ def test_no_process_outlives_the_launcher_and_none_writes_beside_it(
         wait_until((tmp_path / "configuration.json").exists)
         started = children(launcher)
         assert len(started) == 2
+        for process in started:  # they would be done before the signal, or a second run, comes
+            os.kill(process, signal.SIGSTOP)
         if number == signal.SIGTERM:
-            for process in started:  # they would be done before the second has started
-                os.kill(process, signal.SIGSTOP)
             second = subprocess.run(command, capture_output=True, text=True, check=False)
-            for process in started:
-                os.kill(process, signal.SIGCONT)
             assert second.returncode == 2
             (line,) = second.stderr.splitlines()
             assert line.startswith(f"many_hosts.py: error: another run is using {tmp_path}: ")
         launcher.send_signal(number)
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):  # the launcher may have ended it
+                os.kill(process, signal.SIGCONT)
         output, errors = launcher.communicate(timeout=60)
     assert launcher.returncode in (-number, 128 + number)  # a shell shows both alike
     assert "test error" not in output, "it had ended before"

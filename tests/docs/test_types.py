@@ -1,8 +1,8 @@
 """Pyright and mypy accept what the pages show, and refuse what is wrong.
 
-Run on the installed wheel by `.ci/wheel`. A page is checked block by block, each with the
-statements before it that it depends on: one page defines `loss` again and again, which a reader
-takes for as many programs.
+Run by `.ci/run`, and on the wheel by `.ci/wheel tests`. A page is checked block by block, each
+with the statements before it that it depends on: one page defines `loss` again and again, which a
+reader takes for separate programs.
 """
 
 from __future__ import annotations

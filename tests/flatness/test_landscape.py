@@ -14,7 +14,7 @@ import pytest
 from entropy_sgd_jax import flatness
 from entropy_sgd_jax.flatness._data import DataSet
 from entropy_sgd_jax.flatness._entropy import integrate
-from tests.core.helpers import double_precision
+from tests.core.helpers import ROUNDED_AS_USUAL, double_precision
 from tests.flatness.cases import network, plain, rotated
 
 KEYS = 200
@@ -219,7 +219,7 @@ def test_local_entropy_of_a_double_well_at_every_scope(beta: float) -> None:
     function = jax.jit(jax.vmap(lambda key: flatness.local_entropy(
         double_well, jnp.float32(0.9), jnp.zeros((1, 1), jnp.float32), scopes,
         inverse_temperature=beta, key=key,
-    )))  # fmt: skip
+    )), compiler_options=ROUNDED_AS_USUAL)  # fmt: skip
     estimates = function(jnp.arange(keys))
     # At the largest scopes, nodes must be dense where the integrand is.
     truth = np.array([fine_quadrature(0.9, scope, beta) for scope in scopes.astype(float)])
