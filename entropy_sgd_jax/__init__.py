@@ -14,7 +14,7 @@ from entropy_sgd_jax._replicas import (
 from entropy_sgd_jax._schedules import scoping
 from entropy_sgd_jax._state import EntropicState, anchor_params, entropic_diagnostics
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EntropicDiagnostics",

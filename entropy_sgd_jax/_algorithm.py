@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ from entropy_sgd_jax._langevin import langevin_step
 from entropy_sgd_jax._state import EntropicState
 from entropy_sgd_jax._typing import Key, PyTree, ScalarOrSchedule
 
+Record: TypeAlias = _diagnostics.EntropicDiagnostics | None  # if there are diagnostics
+
 
 class Chain(NamedTuple):
     """What a Langevin step moves."""
@@ -38,7 +41,7 @@ class Chain(NamedTuple):
     iterate: PyTree  # x′
     average: PyTree | None  # μ; None where that is x′, since α is 1
     inner_state: optax.OptState  # of D
-    record: _diagnostics.EntropicDiagnostics | None
+    record: Record
 
     @property
     def mean(self) -> PyTree:
@@ -78,12 +81,10 @@ class Algorithm:
     delay: int = 0
     blend: float = 0.0
 
-    def start(self, anchor: Anchor, inner_state: optax.OptState, record: Any) -> Chain:
+    def start(self, anchor: Anchor, inner_state: optax.OptState, record: Record) -> Chain:
         """x′, μ ← x."""
         if self.reset_inner_state:
-            inner_state = _guard.restarted(self.inner_transform, inner_state, anchor.x)
-        if record is not None:  # with a place for the gradient to come
-            record = record._replace(first_gradient=anchor.x)
+            inner_state = self._restarted(anchor)(inner_state)
         return self._own(self._at(anchor, inner_state, record), anchor)
 
     def step(
@@ -118,24 +119,24 @@ class Algorithm:
 
     def descend(
         self, chain: Chain, anchor: Anchor, base_state: optax.OptState, extra_args: dict[str, Any]
-    ) -> tuple[PyTree, Chain, optax.OptState]:
-        """x ← the base optimizer's step on G = x − μ.
+    ) -> tuple[PyTree, optax.OptState, Record, jax.Array]:
+        """x ← the base optimizer's step on G = x − μ, and whether the chain counts.
 
         A chain that has not stayed finite has no G, but NaN: a mean over replicas leaves it out,
         any other base optimizer passes it on. A step that is not finite is not taken. In both cases
-        the next chain starts again from x. The second test is on what has been through the base
-        optimizer's means over devices, so that all devices decide alike.
+        the chain does not count. The second test is on what has been through the base optimizer's
+        means over devices, so that all devices decide alike.
         """
         scope = _at(self.scope, anchor.t)
         initial = self.inner_transform.init(anchor.x)
         sound = _guard.all_finite(chain.mean)
-        sound &= _guard.stays_finite(chain.inner_state, initial)
-        average = apply_if(~sound, _trees.nan_like, chain.mean)
+        sound = settled(sound & _guard.stays_finite(chain.inner_state, initial))
+        factor = jnp.where(sound, scope if self.scale_by_scope else 1, jnp.nan)
 
         def pseudo_gradient(x: jax.Array, mean: jax.Array) -> jax.Array:
-            return (x - mean) * jnp.asarray(scope if self.scale_by_scope else 1, x.dtype)
+            return (x - mean) * factor.astype(x.dtype)
 
-        direction = jax.tree.map(pseudo_gradient, anchor.x, average)
+        direction = jax.tree.map(pseudo_gradient, anchor.x, chain.mean)
         updates, moved = self.base_optimizer.update(
             _trees.cast_like(direction, anchor.params), base_state, anchor.params, **extra_args
         )
@@ -144,16 +145,12 @@ class Algorithm:
         initial = self.base_optimizer.init(anchor.params)
         taken = settled(_guard.all_finite(landed) & _guard.stays_finite(moved, initial))
         counts = sound & taken
-        if chain.record is not None:
+        record = chain.record
+        if record is not None:
             evaluations = (anchor.t + 1) * self.inner_steps
-            record = _diagnostics.observe_update(
-                chain.record, direction, scope, evaluations, counts
-            )
-            chain = chain._replace(record=record)
-
-        chain = apply_if(~counts, functools.partial(self._restart, anchor), chain)
+            record = _diagnostics.observe_update(record, direction, scope, evaluations, counts)
         updates = _trees.where(taken, updates, _trees.zeros_like(updates))
-        return updates, chain, _trees.where(taken, moved, base_state)
+        return updates, _trees.where(taken, moved, base_state), record, counts
 
     def scan(
         self,
@@ -172,7 +169,10 @@ class Algorithm:
             self.noise, self._keys(state, jnp.arange(self.inner_steps, dtype=jnp.int32)), anchor.x
         )
 
-        chain = self.start(anchor, state.inner_state, state.diagnostics)
+        record = state.diagnostics
+        if record is not None:  # with a place for the gradient to come
+            record = record._replace(first_gradient=anchor.x)
+        chain = self.start(anchor, state.inner_state, record)
         if first is not None:
             chain = self.step(chain, anchor, first, anchor.t * self.inner_steps, xi(_row(rows, 0)))
 
@@ -186,10 +186,10 @@ class Algorithm:
             rows = jax.tree.map(lambda rows: rows[gradient.spent :], rows)
             calls = jnp.arange(gradient.calls, dtype=jnp.int32)
             chain, _ = lax.scan(body, chain, (calls, rows, extra_args.get("batches")))
-        updates, chain, base_state = self.descend(
+        updates, base_state, record, counts = self.descend(
             chain, anchor, state.base_state, _for_base(extra_args)
         )
-        record = chain.record
+        chain = apply_if(~counts, functools.partial(self._restart, anchor), chain)
         return updates, state._replace(
             count=optax.safe_increment(state.count),
             langevin_iterate=None if self._keeps_last else chain.iterate,
@@ -224,16 +224,24 @@ class Algorithm:
 
         def descend(carry: Any) -> Any:
             x, chain, base_state = carry
-            updates, chain, base_state = self.descend(
-                chain, self._anchor(x, state), base_state, _for_base(extra_args)
+            anchor = self._anchor(x, state)
+            updates, base_state, record, counts = self.descend(
+                chain, anchor, base_state, _for_base(extra_args)
             )
-            x = optax.apply_updates(x, updates)
-            target = chain.iterate if self.delay else self._blended(chain.iterate, x)
-            return x, self._land(chain, target, params), base_state
+            x, inner_state = optax.apply_updates(x, updates), chain.inner_state
+            if not self.reset_inner_state:
+                inner_state = apply_if(~counts, self._restarted(anchor), inner_state)
+            target = x
+            if self._waits:
+                iterate = _trees.where(counts, chain.iterate, anchor.x)
+                target = iterate if self.delay else self._blended(iterate, x)
+            landed = self._anchor(self._landing(target, params), state)
+            return x, self.start(landed, inner_state, record), base_state
 
         def arrive(carry: Any) -> Any:
             x, chain, base_state = carry
-            return x, self._land(chain, self._blended(chain.iterate, x), params), base_state
+            landed = self._landing(self._blended(chain.iterate, x), params)
+            return x, chain._replace(iterate=self._accumulators(landed)), base_state
 
         last = step == self.inner_steps - 1
         carry = apply_if(last, descend, (anchor.params, chain, state.base_state))
@@ -304,28 +312,25 @@ class Algorithm:
         return Anchor(self._accumulators(params), params, state.count)
 
     def _resume(self, params: PyTree, state: EntropicState) -> tuple[Anchor, Chain]:
-        """x, and the chain as the last update left it; at a cycle's start a new one."""
+        """x, and the chain as the last update left it, or where the user has moved them since."""
+        left = state.langevin_iterate
+        chain = Chain(left, state.langevin_average, state.inner_state, state.diagnostics)
+        if self._waits:  # x′ has not come from x, and only x′ is the user's to move
+            chain = chain._replace(iterate=self._iterate(params, left))
+            return self._anchor(state.anchor, state), chain
+
+        def follow(known: Any) -> Any:
+            x, left, _ = known
+            anchor = self._anchor(jax.tree.map(_streaming.follow, params, left, x), state)
+            return anchor.params, anchor.x, None if self._keeps_last else anchor.x
+
+        # The test is on what is carried, or XLA would compute it ahead of the loop in every step.
         assert state.inner_count is not None
         first = state.inner_count == 0
-
-        def begin(known: Any) -> Any:
-            x, chain = known
-            if self._waits:  # x′ goes on, and only x′ is the user's to move
-                new = self.start(self._anchor(x, state), chain.inner_state, chain.record)
-                average = None if self._keeps_last else self._iterate(params, chain.iterate)
-                return x, new._replace(iterate=chain.iterate, average=average)
-            x = jax.tree.map(_streaming.follow, params, chain.iterate, x)
-            return x, self.start(self._anchor(x, state), chain.inner_state, chain.record)
-
-        chain = Chain(
-            state.langevin_iterate, state.langevin_average, state.inner_state, state.diagnostics
-        )
-        x, chain = apply_if(first, begin, (state.anchor, chain))
+        x, left, average = apply_if(first, follow, (state.anchor, left, chain.average))
         anchor = self._anchor(x, state)
-        iterate = self._iterate(params, chain.iterate)
-        if not self._waits:
-            iterate = _trees.where(first, anchor.x, iterate)
-        return anchor, chain._replace(iterate=iterate)
+        iterate = _trees.where(first, anchor.x, self._iterate(params, left))
+        return anchor, chain._replace(iterate=iterate, average=average)
 
     def _iterate(self, params: PyTree, left: PyTree) -> PyTree:
         """x′, of which `params` holds what the user sees, and the last update left the rest."""
@@ -340,9 +345,7 @@ class Algorithm:
         return self.delay > 0 or self.blend != 0
 
     def _blended(self, iterate: PyTree, x: PyTree) -> PyTree:
-        """The mixture of x′ and x at which x′ goes on; x itself unless `blend` is given."""
-        if not self._waits:
-            return x
+        """The mixture of x′ and x at which x′ goes on."""
 
         def mix(iterate: jax.Array, x: jax.Array) -> jax.Array:
             blend = jnp.asarray(self.blend, iterate.dtype)
@@ -350,18 +353,18 @@ class Algorithm:
 
         return jax.tree.map(mix, iterate, x)
 
-    def _land(self, chain: Chain, target: PyTree, params: PyTree) -> Chain:
-        """`chain` with x′ where `params` will be on the way to `target`."""
-        target = _trees.cast_like(target, params)
-        landed = jax.tree.map(_streaming.landing, params, target)
-        return chain._replace(iterate=self._accumulators(landed))
+    def _landing(self, target: PyTree, params: PyTree) -> PyTree:
+        """Where `params` will be on the way to `target`."""
+        return jax.tree.map(_streaming.landing, params, _trees.cast_like(target, params))
 
     def _restart(self, anchor: Anchor, chain: Chain) -> Chain:
         """The chain at x again, and D as at its start."""
-        inner_state = _guard.restarted(self.inner_transform, chain.inner_state, anchor.x)
-        return self._at(anchor, inner_state, chain.record)
+        return self._at(anchor, self._restarted(anchor)(chain.inner_state), chain.record)
 
-    def _at(self, anchor: Anchor, inner_state: optax.OptState, record: Any) -> Chain:
+    def _restarted(self, anchor: Anchor) -> Callable[[optax.OptState], optax.OptState]:
+        return lambda state: _guard.restarted(self.inner_transform, state, anchor.x)
+
+    def _at(self, anchor: Anchor, inner_state: optax.OptState, record: Record) -> Chain:
         """A chain that has made no step from x."""
         return Chain(anchor.x, None if self._keeps_last else anchor.x, inner_state, record)
 

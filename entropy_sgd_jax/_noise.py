@@ -33,8 +33,8 @@ _FEW = 8
 _KEPT = 1 << 14
 # The noise of all steps of a loop is drawn before it if it is at most this many numbers, 1 MiB.
 _AHEAD = 1 << 18
-# XLA starts other cores for a kernel of much more than this many Gaussian numbers, which takes ten
-# times as long as the numbers. Up to _KEPT of them are drawn by this many, one piece after another.
+# On a CPU XLA starts other cores for a kernel of much more than this many Gaussian numbers, which
+# takes ten times as long as they do. Up to _KEPT are drawn this many at a time.
 _PIECE = 1 << 10
 # The hash tells 2³² numbers apart; leaves beyond them have other keys.
 _PAGE = 1 << 32
@@ -190,7 +190,7 @@ def _draw_leaves(
     pooled = [i for i in places if i not in alone]
     if not pooled:
         return drawn
-    pool = _pool(transform, 0, _size([shapes[i] for i in pooled]), key)
+    pool = _pool(transform, _size([shapes[i] for i in pooled]), key)
     for i in pooled:
         # Looked up by a table instead of cut out at an offset: XLA compiles the steps of equal
         # leaves once if they differ in nothing but their operands.
@@ -201,9 +201,19 @@ def _draw_leaves(
 
 def _draw_leaf(transform: Transform, start: int, shape: tuple[int, ...], key: jax.Array) -> Any:
     """A leaf by itself, whose first parameter has the number `start`."""
-    if _PIECE < math.prod(shape) <= _KEPT and start < _PAGE - _KEPT:
-        return _pool(transform, start, math.prod(shape), key).reshape(shape)
-    return transform(_words(start, shape, key))
+
+    def whole(key: jax.Array) -> jax.Array:
+        return transform(_words(start, shape, key))
+
+    size = math.prod(shape)
+    if not _PIECE < size <= _KEPT or start >= _PAGE - _KEPT:
+        return whole(key)
+    pieces = -(-size // _PIECE)
+    return lax.platform_dependent(
+        key,
+        cpu=lambda key: _in_rounds(transform, start, size, key, pieces).reshape(shape),
+        default=whole,
+    )
 
 
 def _alone(shapes: Shapes) -> list[int]:
@@ -252,18 +262,29 @@ def _words(start: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     return _hash(_numbers(start, shape, key), key)
 
 
-def _pool(transform: Transform, start: int, size: int, key: jax.Array) -> jax.Array:
-    """The noise of `size` parameters from number `start` on, as one vector in memory.
+def _pool(transform: Transform, size: int, key: jax.Array) -> jax.Array:
+    """The noise of the parameters 0 to size − 1, as one vector in memory.
 
     Drawn by a loop of at least two rounds, because XLA cannot look into a loop: it would repeat any
     plain expression inside the step of every leaf, and drops `optimization_barrier` before it does.
     """
-    rounds = max(2, -(-size // _PIECE)) if size <= _KEPT else 2
-    piece = -(-size // rounds)
-    numbers = lax.iota(jnp.uint32, piece) + key[0]
-    starts = (start + piece * np.arange(rounds)).astype(np.uint32)
-    pieces = lax.map(lambda first: transform(_hash(numbers + first, key)), starts)
-    return pieces.reshape(-1)[:size]
+    pieces = max(2, -(-size // _PIECE)) if size <= _KEPT else 2
+    return lax.platform_dependent(
+        key,
+        cpu=lambda key: _in_rounds(transform, 0, size, key, pieces),
+        default=lambda key: _in_rounds(transform, 0, size, key, 2),
+    )
+
+
+def _in_rounds(
+    transform: Transform, start: int, size: int, key: jax.Array, rounds: int
+) -> jax.Array:
+    """The noise of `size` parameters from number `start` on, an equal part in each round."""
+    part = -(-size // rounds)
+    numbers = lax.iota(jnp.uint32, part) + key[0]
+    starts = (start + part * np.arange(rounds)).astype(np.uint32)
+    parts = lax.map(lambda first: transform(_hash(numbers + first, key)), starts)
+    return parts.reshape(-1)[:size]
 
 
 def _numbers(start: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:

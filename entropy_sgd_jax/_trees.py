@@ -40,11 +40,6 @@ def zeros_like(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-def nan_like(tree: PyTree) -> PyTree:
-    """NaN in the shapes and dtypes of `tree`."""
-    return jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), tree)
-
-
 def where(condition: jax.Array, chosen: PyTree, otherwise: PyTree) -> PyTree:
     """The one tree or the other, by a scalar condition."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)

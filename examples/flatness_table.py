@@ -122,15 +122,17 @@ def measure(params: list[dict]) -> dict[str, jax.Array]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="flatness_table.png", help="the figure")
-    out, profiles = parser.parse_args().out, {}
-    print(f"{'':12}", *(f"{what:>20}" for what in MEASURES))
+    out, profiles, columns = parser.parse_args().out, {}, {}
     for name, optimizer in OPTIMIZERS.items():
         solutions = jax.vmap(functools.partial(train, *optimizer))(SEEDS)
         found = jax.device_get(jax.lax.map(measure, solutions))
         mean = jax.tree.map(lambda x: x.mean(axis=0), found)
         error = jax.tree.map(lambda x: x.std(axis=0, ddof=1) / len(SEEDS) ** 0.5, found)
         profiles[name] = STRENGTHS, flatness.Estimate(mean["profile"], error["profile"])
-        print(f"{name:12}", *(f"{mean[what]:9.2g} ± {error[what]:<8.1g}" for what in MEASURES))
+        columns[name] = [f"{mean[what]:9.2g} ± {error[what]:<8.1g}" for what in MEASURES]
+    print(f"{'':18}", *(f"{name:^20}" for name in columns))
+    for what, *cells in zip(MEASURES, *columns.values(), strict=True):
+        print(f"{what:18}", *cells)
     picture = flatness.plots.energy_profiles(
         profiles,
         ylabel="rise of the training error (percentage points)",

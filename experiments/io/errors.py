@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 PACKAGES = {
-    *("entropy_sgd_jax", "flax", "matplotlib", "orbax", "pooch", "rich", "sklearn", "tensorboardX")
+    *("entropy_sgd_jax", "flax", "matplotlib", "orbax", "pooch", "rich", "sklearn", "tensorboardX"),
+    "ray",
 }
-INSTALL = 'pip install -e ".[examples]"  (in the root of the repository)'
+INSTALL = 'pip install -e ".[{}]"  (in the root of the repository)'
 
 
 LONGEST = 1000  # characters of a message
@@ -64,7 +65,8 @@ def one_line_errors(program: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:
             raise
-        message = f"the package {package} is not installed; run: {INSTALL}"
+        install = INSTALL.format("islands" if package == "ray" else "examples")
+        message = f"the package {package} is not installed; run: {install}"
     else:
         return
     print(f"{program}: error: {message}", file=sys.stderr)

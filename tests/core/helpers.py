@@ -34,7 +34,9 @@ MODES = ("scan", "scan_none", "streaming")
 
 # For what is claimed to the last digits: how users' fusions round, not the tests' faster ones.
 ROUNDED_AS_USUAL = (
-    {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else None
+    {"xla_cpu_use_fusion_emitters": True}
+    if "fusion_emitters" in os.environ.get("XLA_FLAGS", "")
+    else None
 )
 
 Factory = Callable[..., optax.GradientTransformationExtraArgs]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codeop
 import inspect
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 
 import jax
@@ -71,10 +74,33 @@ def test_links_inside_the_repository_lead_somewhere(page: pathlib.Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_what_pypi_shows_has_no_relative_link() -> None:
+    scripts = runpy.run_path(str(ROOT / ".ci" / "absolute_links"))
+    place, text = "https://example.org/owner/name", README.read_text()
+    shown = scripts["absolute"](text, place, "v1.0")
+    assert f"]({place}/blob/v1.0/docs/quickstart.md)" in shown
+    assert f'src="{place}/raw/v1.0/docs/double_well.png"' in shown
+    links = re.findall(r"\]\(([^)]+)\)", shown) + re.findall(r'src="([^"]+)"', shown)
+    assert [link for link in links if not link.startswith("https://")] == []
+    project = (ROOT / "pyproject.toml").read_text() + scripts["urls"](place, "v1.0")
+    assert tomllib.loads(project)["project"]["urls"]["Repository"] == place
+
+
 def test_readme_is_short() -> None:
     assert len(README.read_text().split()) <= 700
     first = re.search(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert len(first[1].splitlines()) <= 20
+
+
+def test_the_readme_can_be_pasted_at_a_prompt() -> None:
+    """Which ends a loop or a function at an empty line, and refuses one that goes on without."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    pending: list[str] = []
+    for line in "\n".join(blocks).splitlines():
+        pending.append(line)
+        if codeop.compile_command("\n".join(pending)):
+            pending = []
+    assert len(blocks) >= 4
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="the pages are for a newer JAX")
@@ -90,6 +116,10 @@ def test_the_python_of_a_page_runs(page: pathlib.Path, tmp_path: pathlib.Path) -
         text=True,
         check=False,
         cwd=tmp_path,
-        env=os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8"},
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
+            "PJRT_NPROC": "32",
+        },
     )
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Pyright and mypy accept what the pages show, and refuse what is wrong.
 
-Run by `.ci/run`, and on the wheel by `.ci/package tests`. A page is checked block by block, each
+Run by `.ci/run`, and on the wheel by `.ci/wheel tests`. A page is checked block by block, each
 with the statements before it that it depends on: one page defines `loss` again and again, which a
 reader takes for separate programs.
 """

@@ -1,0 +1,1 @@
+"""Islands: workers that are no single JAX program, which die and come back."""
