@@ -97,11 +97,10 @@ def top_eigenvalues(
         assessed: _Search = _assess(search, smallest, exhausted=rows == count)
         return assessed
 
-    first = _vectors.draw(_vectors.uniform, start_key, params)
     search = data.while_loop(
         lambda search: ~search.done & (search.krylov.products < max_products),
         sweep,
-        _nothing_found(_lanczos.start(first, rows, search_key), k),
+        _nothing_found(params, start_key, search_key, rows, k),
     )
     values = jnp.where(search.converged, search.values * search.krylov.unit, jnp.nan)
     if not return_eigenvectors:
@@ -110,8 +109,13 @@ def top_eigenvalues(
     return values, _trees.cast_like(eigenvectors, params)
 
 
-def _nothing_found(krylov: Krylov, k: int) -> _Search:
-    no = jnp.zeros((), bool)
+@functools.partial(jax.jit, static_argnames=("rows", "k"))  # its pieces would compile one by one
+def _nothing_found(
+    params: PyTree, start_key: jax.Array, search_key: jax.Array, rows: int, k: int
+) -> _Search:
+    """The search at its start, a random vector."""
+    first = _vectors.draw(_vectors.uniform, start_key, params)
+    krylov, no = _lanczos.start(first, rows, search_key), jnp.zeros((), bool)
     return _Search(
         krylov=krylov,
         filled=jnp.full((), -1, jnp.int32),
