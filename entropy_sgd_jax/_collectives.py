@@ -95,7 +95,7 @@ def axes_checked(axis_name: AxisName) -> set[Any]:
 
 def _varies_over(array: Any) -> set[Any]:
     """The axes over which JAX knows that it varies; the attribute's name depends on the version."""
-    kind = jax.typeof(array)
+    kind = _trees.kind_of(array)
     manual = getattr(kind, "manual_axis_type", None)
     return set(getattr(kind, "vma", ()) if manual is None else manual.varying)
 

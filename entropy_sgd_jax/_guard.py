@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import PyTree
 
 _SMALL = 1 << 16  # elements of a leaf that is looked at together with others
@@ -88,7 +89,7 @@ def _all(verdicts: list[jax.Array]) -> jax.Array:
 
 def _is_small(leaf: jax.Array) -> bool:
     """Whether to look at a leaf together with others: not at one that is known to be sharded."""
-    kind = jax.typeof(leaf) if hasattr(jax, "typeof") else None
+    kind = _trees.kind_of(leaf)
     spec = getattr(getattr(kind, "sharding", None), "spec", ())
     return leaf.size <= _SMALL and all(axis is None for axis in spec)
 

@@ -30,6 +30,11 @@ def is_traced(tree: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def kind_of(array: Any) -> Any:
+    """What JAX knows of `array` by type: its sharding, and the axes over which it varies."""
+    return jax.typeof(array) if hasattr(jax, "typeof") else None  # from JAX 0.6
+
+
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """`tree` in the dtypes of `like`."""
     return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), tree, like)
