@@ -76,7 +76,7 @@ class Algorithm:
     accumulator_dtype: DTypeLike | None
     diagnostics: bool
     key: Key
-    # Of a stream that is one fragment of several, or that waits for its outer steps: see `diloco`.
+    # For a stream that is one of several fragments, or whose outer steps are delayed: see `diloco`.
     offset: int = 0
     delay: int = 0
     blend: float = 0.0
@@ -122,10 +122,10 @@ class Algorithm:
     ) -> tuple[PyTree, optax.OptState, Record, jax.Array]:
         """x ← the base optimizer's step on G = x − μ, and whether the chain counts.
 
-        A chain that has not stayed finite has no G, but NaN: a mean over replicas leaves it out,
-        any other base optimizer passes it on. A step that is not finite is not taken. In both cases
-        the chain does not count. The second test is on what has been through the base optimizer's
-        means over devices, so that all devices decide alike.
+        A chain that has not stayed finite gives NaN as G: a mean over replicas leaves it out, any
+        other base optimizer passes it on. A step that is not finite is not taken. In both cases
+        the chain does not count. The second test is on values that the base optimizer has averaged
+        over devices, so that all devices decide alike.
         """
         scope = _at(self.scope, anchor.t)
         initial = self.inner_transform.init(anchor.x)
@@ -302,7 +302,7 @@ class Algorithm:
         return self._own_parts(state)
 
     def _arrive(self, params: PyTree, state: EntropicState) -> Anchor:
-        """x, where the update finds it in `params`; checks what every update must be given."""
+        """x, taken from `params`; checks the arguments that every update needs."""
         _protocol.params(params)
         self.axes.check()
         _protocol.state(state, params, self.streaming, self.inner_transform)
@@ -312,10 +312,10 @@ class Algorithm:
         return Anchor(self._accumulators(params), params, state.count)
 
     def _resume(self, params: PyTree, state: EntropicState) -> tuple[Anchor, Chain]:
-        """x, and the chain as the last update left it, or where the user has moved them since."""
+        """x and the chain as the last update left them, or as the user has moved them since."""
         left = state.langevin_iterate
         chain = Chain(left, state.langevin_average, state.inner_state, state.diagnostics)
-        if self._waits:  # x′ has not come from x, and only x′ is the user's to move
+        if self._waits:  # x′ does not start at x, and the user moves x′ alone
             chain = chain._replace(iterate=self._iterate(params, left))
             return self._anchor(state.anchor, state), chain
 
@@ -333,7 +333,7 @@ class Algorithm:
         return anchor, chain._replace(iterate=iterate, average=average)
 
     def _iterate(self, params: PyTree, left: PyTree) -> PyTree:
-        """x′, of which `params` holds what the user sees, and the last update left the rest."""
+        """x′: what `params` holds of it, and the digits that only the state has."""
         iterate = jax.tree.map(_streaming.resume, params, left)
         if self._keeps_last:  # no μ remembers what x′ has been
             iterate = jax.tree.map(_streaming.spoiled, iterate, left)
@@ -354,11 +354,11 @@ class Algorithm:
         return jax.tree.map(mix, iterate, x)
 
     def _landing(self, target: PyTree, params: PyTree) -> PyTree:
-        """Where `params` will be on the way to `target`."""
+        """Where `params` will land when it is moved to `target`."""
         return jax.tree.map(_streaming.landing, params, _trees.cast_like(target, params))
 
     def _restart(self, anchor: Anchor, chain: Chain) -> Chain:
-        """The chain at x again, and D as at its start."""
+        """The chain back at x, with D as at its start."""
         return self._at(anchor, self._restarted(anchor)(chain.inner_state), chain.record)
 
     def _restarted(self, anchor: Anchor) -> Callable[[optax.OptState], optax.OptState]:
@@ -374,7 +374,7 @@ class Algorithm:
         return isinstance(self.averaging, float) and self.averaging == 1
 
     def _own(self, chain: Chain, anchor: Anchor) -> Chain:
-        """`chain` marked as what differs from device to device, as it will after a step."""
+        """`chain` marked as differing from device to device, as it will after a step."""
         like = [anchor.t, *jax.tree.leaves(anchor.x)[:1]]
         own: Chain = _collectives.own(_collectives.varying(chain, *like), self.axes.replicas)
         return own
@@ -413,6 +413,6 @@ def _row(rows: Any, place: int) -> Any:
 
 
 def _for_base(extra_args: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that are the base optimizer's to know."""
+    """The keyword arguments that are meant for the base optimizer."""
     own = ("grad_fn", "value_and_grad_fn", "batches")
     return {name: value for name, value in extra_args.items() if name not in own}

@@ -1,7 +1,8 @@
-"""What an update may carry on: nothing that is not finite.
+"""Nothing that is not finite is carried on from update to update.
 
-x′ is not looked at in each step, because μ remembers: from (1 − α) μ + α x′ no NaN or Inf ever
-goes away again. One look at μ and at the states, when a cycle ends, is a look at all its steps.
+x′ is not tested in each step, because μ remembers: a NaN or Inf in (1 − α) μ + α x′ never leaves
+it again. One test of μ and of the states, when a cycle ends, is a test of all its steps. Where α is
+1, there is no μ, and x′ itself remembers.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _floating(tree: PyTree) -> list[jax.Array]:
 
 
 def _verdicts(leaves: list[jax.Array], small: list[bool]) -> list[jax.Array]:
-    """What is finite: of all small leaves each element, of each other leaf the whole."""
+    """What is finite: each element of all small leaves, and each other leaf as a whole."""
     pool = _pool([leaf for leaf, is_small in zip(leaves, small, strict=True) if is_small])
     alone = [leaf for leaf, is_small in zip(leaves, small, strict=True) if not is_small]
     return [lax.is_finite(pool), *map(_extremes_are_finite, alone)]
@@ -88,7 +89,7 @@ def _all(verdicts: list[jax.Array]) -> jax.Array:
 
 
 def _is_small(leaf: jax.Array) -> bool:
-    """Whether to look at a leaf together with others: not at one that is known to be sharded."""
+    """Whether a leaf is tested together with others; one that is known to be sharded is not."""
     kind = _trees.kind_of(leaf)
     spec = getattr(getattr(kind, "sharding", None), "spec", ())
     return leaf.size <= _SMALL and all(axis is None for axis in spec)

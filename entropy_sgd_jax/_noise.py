@@ -46,7 +46,7 @@ def typed_key(key: Key) -> jax.Array:
     if isinstance(key, int | np.integer):
         upper = 0 if -(2**31) <= int(key) < 2**32 else int(key) >> 32 & 0xFFFFFFFF
         halves = np.uint32(int(key) & 0xFFFFFFFF), np.uint32(upper)
-        # Put on the device explicitly, for users who forbid transfers behind their back.
+        # Put on the device explicitly, for users who forbid implicit transfers.
         return _seeded(*jax.device_put(halves))
     array = jnp.asarray(key)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -71,7 +71,7 @@ def threefry(key: jax.Array) -> jax.Array:
 
 
 def replica_key(key: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """Each replica's own, from the one key that all their states hold; the first keeps it."""
+    """Each replica's own key, from the one that all their states hold; replica 0 keeps it."""
     if axis_name is None:
         return key
     index, shared = lax.axis_index(axis_name), threefry(key)
@@ -80,7 +80,7 @@ def replica_key(key: jax.Array, axis_name: AxisName | None) -> jax.Array:
 
 @jax.jit
 def _seeded(low: jax.Array, high: jax.Array) -> jax.Array:
-    """The key of a seed, of which JAX alone would lose the high half, or let it count updates."""
+    """The key of a seed of 64 bits, of which JAX alone would drop the high half."""
     key = jax.random.key(low)
     return jnp.where(high == 0, key, jax.random.fold_in(key, high))
 
@@ -94,7 +94,7 @@ def _rbg(words: jax.Array) -> jax.Array:
 
 
 class StepKey(NamedTuple):
-    """What the noise of one Langevin step is drawn from; with a leading axis, of as many steps."""
+    """What the noise of one Langevin step is drawn from; with a leading axis, of several steps."""
 
     words: jax.Array  # uint32, shape (2,)
     shift: jax.Array | None  # uint32, shape (): the bits that earlier steps used up; None for none

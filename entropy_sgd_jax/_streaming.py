@@ -1,7 +1,7 @@
 """Where x′ and x are in streaming mode, in which the training loop holds x′.
 
-`params` rules: whatever else moves it (a projection, a restored checkpoint) moves x′, or x between
-two cycles. Only of parameters that nobody touched does the state know more digits.
+`params` takes precedence: whatever else moves it (a projection, a restored checkpoint) moves x′, or
+x between two cycles. The state's further digits count only where nobody has touched `params`.
 """
 
 from __future__ import annotations
