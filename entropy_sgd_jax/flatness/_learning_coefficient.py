@@ -189,11 +189,8 @@ def local_learning_coefficient(
     data = _sgld.Minibatches(batches, batch_size)
     target = _target(params, data, inverse_temperature, scope)
     plan = _plan(params, step_size, precondition, num_chains, num_steps, progress)
-    if method not in _SAMPLERS:
-        raise ValueError(
-            f"`method` must be one of {sorted(_SAMPLERS)}; got {method!r}. 'metropolis' is exact, "
-            "and each step goes through all data; each of 'sgld' takes one batch."
-        )
+    advice = "'metropolis' is exact, and goes through all data at each step; 'sgld' takes one batch."
+    method = _checks.choice("method", method, tuple(_SAMPLERS), advice)
     run = _SAMPLERS[method](loss, params, data, target, plan, _checks.key(key))
     shared = method == "sgld"
     estimate: LearningCoefficient = _estimate(run, target.inverse_temperature, plan.burn_in, shared)

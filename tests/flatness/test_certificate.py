@@ -200,7 +200,7 @@ def test_chains_that_have_not_arrived_are_warned_of() -> None:
         ({"error": None, "num_steps": 8}, "`loss` must be in \\[0, 1\\]"),
         ({"batch_size": lambda batch: 1.0}, "`batches` must count at least 8 examples; got 4"),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_arguments_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
