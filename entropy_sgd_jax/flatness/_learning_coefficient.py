@@ -189,7 +189,7 @@ def local_learning_coefficient(
     data = _sgld.Minibatches(batches, batch_size)
     target = _target(params, data, inverse_temperature, scope)
     plan = _plan(params, step_size, precondition, num_chains, num_steps, progress)
-    advice = "'metropolis' is exact, and goes through all data at each step; 'sgld' takes one batch."
+    advice = "'metropolis' is exact, and takes all data at each step; 'sgld' takes one batch."
     method = _checks.choice("method", method, tuple(_SAMPLERS), advice)
     run = _SAMPLERS[method](loss, params, data, target, plan, _checks.key(key))
     shared = method == "sgld"
