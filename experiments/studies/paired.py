@@ -11,11 +11,15 @@ from scipy import stats
 def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     """The mean of what one has less than the other, seed by seed, and half its 95 % interval."""
     less = np.asarray(ours) - np.asarray(others)
+    if len(less) == 1:
+        return float(less.mean()), math.nan
     quantile = stats.t.ppf(0.975, len(less) - 1)
     return float(less.mean()), float(quantile * less.std(ddof=1) / math.sqrt(len(less)))
 
 
 def difference(ours: np.ndarray, others: np.ndarray, digits: str) -> str:
-    """The same in words, such as "+0.02 ± 0.05"."""
+    """The same in words, such as "+0.02 ± 0.05"; one seed has no interval."""
     mean, margin = interval(ours, others)
+    if math.isnan(margin):
+        return f"{mean:+{digits}}"
     return f"{mean:+{digits}} ± {margin:{digits}}"
