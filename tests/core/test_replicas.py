@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import entropy_sgd_jax as esj
-from tests.core.helpers import double_precision, run_program
+from tests.core.helpers import ROUNDED_AS_USUAL, double_precision, run_program
 from tests.core.reference import SGD, Adam, Momentum
 
 N, D, L, UPDATES = 3, 5, 4, 6  # replicas, parameters, Langevin steps, outer steps
@@ -57,7 +57,8 @@ def run(
         updates, state = tx.update(grad_fn(params, batch), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    step = jax.jit(jax.vmap(update, axis_name="replica"))
+    vmapped = jax.vmap(update, axis_name="replica")
+    step = jax.jit(vmapped, compiler_options=ROUNDED_AS_USUAL)
     params = {"w": jnp.asarray(starts)}
     state = jax.vmap(tx.init)(params)
     if keys is not None:
