@@ -131,10 +131,10 @@ class Algorithm:
         initial = self.inner_transform.init(anchor.x)
         sound = _guard.all_finite(chain.mean)
         sound = settled(sound & _guard.stays_finite(chain.inner_state, initial))
-        factor = jnp.where(sound, scope if self.scale_by_scope else 1, jnp.nan)
 
         def pseudo_gradient(x: jax.Array, mean: jax.Array) -> jax.Array:
-            return (x - mean) * factor.astype(x.dtype)
+            factor = jnp.asarray(scope if self.scale_by_scope else 1, x.dtype)
+            return jnp.where(sound, (x - mean) * factor, jnp.nan)
 
         direction = jax.tree.map(pseudo_gradient, anchor.x, chain.mean)
         updates, moved = self.base_optimizer.update(
