@@ -107,7 +107,7 @@ class Algorithm:
         moved = jax.tree.map(move, chain.iterate, chain.mean, direction, anchor.x, xi)
         iterate, average = _trees.unzip(anchor.x, moved)
         average = _guard.remember_overflow(average, iterate, anchor.params)
-        if self._keeps_last:
+        if self._keeps_last:  # the two are one, but for what it remembers
             iterate, average = average, None
         record = chain.record
         if record is not None:

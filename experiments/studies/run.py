@@ -92,12 +92,16 @@ def run_all(options: argparse.Namespace) -> None:
         cores.put(core if core is None else [core])
     most = options.seeds or max(SEEDS.values())
     asked = itertools.product(range(most), options.workloads, options.variants, options.optimizers)
+    started = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for seed, workload, variant, optimizer in asked:
             flags = command(workload, variant, optimizer, options)
             if flags and seed < (options.seeds or SEEDS.get(workload, 3)):
                 name = f"{workload}-{variant}-{optimizer}-{seed}"
-                pool.submit(run, name, [*flags, "--first-seed", str(seed)], cores, options)
+                flags += ["--first-seed", str(seed)]
+                started.append(pool.submit(run, name, flags, cores, options))
+    for one in started:
+        one.result()  # raises what went wrong in its thread
 
 
 class Finished(NamedTuple):
@@ -190,7 +194,9 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["paper"])
     parser.add_argument("--seeds", type=int, help="default 5 on MNIST, 4 of char_lstm, else 3")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time (default 1)")
+    parser.add_argument(
+        "--jobs", type=settings.positive, default=1, help="seeds at a time (default 1)"
+    )
     parser.add_argument("--tuning", type=pathlib.Path, default=RESULTS / "tuning.json")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--table", action="store_true", help="only the table and figures")
