@@ -70,10 +70,13 @@ def recipe(
             batches = (inputs[1:], targets[1:]) if wrapped else (inputs, targets)
             updates, state = tx.update(grads, state, params, grad_fn=grad_fn, batches=batches)
             return optax.apply_updates(params, updates), state
-        for batch in zip(inputs, targets, strict=True):
+
+        def step(carry: Any, batch: Any) -> Any:
+            params, state = carry
             updates, state = tx.update(outside(params, batch), state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
+            return (optax.apply_updates(params, updates), state), None
+
+        return lax.scan(step, (params, state), (inputs, targets))[0]
 
     return tx, update
 

@@ -72,10 +72,13 @@ def one_update(tx: Any, streaming: bool, data_axis: str | None, mean_loss: bool)
                 None, state, params, grad_fn=grad_fn, batches=(inputs, targets)
             )
             return optax.apply_updates(params, updates), state
-        for batch in zip(inputs, targets, strict=True):
+
+        def step(carry: Any, batch: Any) -> Any:
+            params, state = carry
             updates, state = tx.update(grad_fn(params, batch), state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
+            return (optax.apply_updates(params, updates), state), None
+
+        return lax.scan(step, (params, state), (inputs, targets))[0]
 
     return update
 

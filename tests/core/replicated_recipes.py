@@ -1,6 +1,7 @@
 """Replicas whose parameters and state come into `shard_map` replicated, against `vmap`, as JSON.
 
-{recipe: [largest deviation, all-reduces of the compiled program for each update]}. A program of its
+{recipe: [largest deviation, all-reduces of the compiled program, which has the first update or
+gradient and a loop over the others]}. A program of its
 own, because the number of devices is fixed when JAX starts.
 """
 
@@ -59,9 +60,10 @@ def train(tx: Any, streaming: bool, params: Any, state: Any, datum: Any, updates
         updates, state = tx.update(grad_fn(params, datum), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    carry = params, state
-    for _ in range(updates * (L if streaming else 1)):  # unrolled: types may change on the way
-        carry, _ = (stream if streaming else scan)(carry, None)
+    # The first by itself: what varies over the mesh may change with it.
+    step = stream if streaming else scan
+    carry, _ = step((params, state), None)
+    carry, _ = jax.lax.scan(step, carry, length=updates * (L if streaming else 1) - 1)
     x = anchor_params(carry[1], carry[0])
     return replica_average(x, "replica"), x
 

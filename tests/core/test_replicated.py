@@ -21,6 +21,5 @@ def test_replicated_parameters_give_what_vmap_gives() -> None:
     for recipe, (gap, all_reduces) in found.items():
         # Integers may round to the next level where the last digits differ.
         assert gap < (1e-3 if "integers" in recipe else 2e-6), recipe
-        # Of a stream's four steps for an update, each has the one that every fourth runs.
-        if "integers" not in recipe:
-            assert all_reduces == (8 if "streaming" in recipe else 2), recipe
+        if "integers" not in recipe:  # one an update; a stream's every step has the one of a cycle
+            assert all_reduces == 2, recipe

@@ -69,7 +69,12 @@ def test_no_process_outlives_the_launcher_and_none_writes_beside_it(
 ) -> None:
     command = [sys.executable, PROGRAM, "--checkpoints", tmp_path]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells ignore it in what they run in the background, these tests perhaps.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as launcher:
         wait_until((tmp_path / "configuration.json").exists)
         started = children(launcher)
