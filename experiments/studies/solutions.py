@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.harness import evaluation
 from experiments.harness.evaluation import Model
 from experiments.harness.training import Budget, Contestant, Measurement, train
 from experiments.io.dataset import Dataset
+from experiments.io.errors import InputError
 
 BATCH = 256  # examples at once when the Hessian is taken
 
@@ -37,6 +40,43 @@ def train_to_the_end(
     return jax.vmap(contestant.reported)(last.trained[0]), measurement
 
 
+class EveryState(LastState):
+    """Keeps them all."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        self.trained = []
+
+    def save(self, step: int, tree: Any) -> None:
+        """In the order of the measurements."""
+        self.trained.append(tree)
+
+
+def train_until(
+    reached: Callable[[Measurement], np.ndarray],
+    contestant: Contestant,
+    model: Model,
+    dataset: Dataset,
+    budget: Budget,
+    seeds: int,
+) -> tuple[list[Any], list[Measurement]]:
+    """Parameters of each seed at its first measurement that has `reached` the aim, and that."""
+    states = EveryState()
+    _, *measurements = train(contestant, model, dataset, budget, seeds, states)
+    there = np.array([reached(measurement) for measurement in measurements])
+    if not there.any(axis=0).all():
+        raise InputError(
+            f"{budget.gradient_evaluations:,} gradients do not get there: raise --effective-epochs"
+        )
+    params, ends = [], []
+    for seed, first in enumerate(there.argmax(axis=0)):
+        trained = jax.tree.map(lambda leaf: leaf[seed], states.trained[first][0])  # noqa: B023
+        params.append(contestant.reported(trained))
+        evaluations, *values, rate = measurements[first]
+        ends.append(Measurement(evaluations, *(value[seed] for value in values), rate))
+    return params, ends
+
+
 def logits_of(model: Model, params: Any, batch: Any) -> jax.Array:
     """As evaluated; these networks have no BatchNorm, so no statistics."""
     statistics = model.statistics(params, evaluation.statistics_batches(batch[0]))
@@ -55,4 +95,4 @@ def stacked_batches(dataset: Dataset, examples: int) -> Any:
     images, labels = jax.device_put(
         (dataset.train_inputs[:examples], dataset.train_labels[:examples])
     )
-    return images.reshape(-1, BATCH, *images.shape[1:]), labels.reshape(-1, BATCH)
+    return tuple(part.reshape(-1, BATCH, *part.shape[1:]) for part in (images, labels))

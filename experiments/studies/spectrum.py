@@ -1,21 +1,18 @@
-"""The spectrum of the Hessian at a trained network: most of it is zero, a few eigenvalues are not.
+"""The Hessians of the paper's Figures 1 and 3, at networks trained as its authors trained them.
 
-    python -m experiments.studies.spectrum
-    python -m experiments.studies.spectrum --dataset mnist --data-dir DIR
+    python -m experiments.studies.spectrum --data-dir DIR [figure_1 figure_3a figure_3b]
 
-The first trains a network of 2,410 weights on scikit-learn's 8×8 digits and compares its whole
-spectrum with an estimate from a few hundred Hessian-vector products, in about a minute on two CPU
-cores. The second trains the small LeNet of the Entropy-SGD paper, of 47,658 weights, on MNIST: its
-whole spectrum took the authors 256 GB and a day, the estimate takes minutes. `--exact` computes
-the whole one here too, given 28 GB and an accelerator.
+DIR has the folders `mnist/` and `text/`. Each figure's spectrum took its authors all of the
+Hessian, 256 GB for the largest; here a thousand Hessian-vector products estimate its density, in
+minutes on a CPU core. A table compares the numbers, which go to `spectra.json` with a picture each.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
+import json
+import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments.io.errors import OneLineParser, one_line_errors
@@ -29,48 +26,49 @@ with one_line_errors("spectrum.py"):
     from rich.table import Table
 
     from entropy_sgd_jax import flatness
+    from experiments.data.images import load_mnist
+    from experiments.data.text import load_characters, windows
     from experiments.harness import contestants
-    from experiments.harness.networks import Conv, max_pool, pure
-    from experiments.harness.report import figure_path
-    from experiments.harness.settings import Settings, positive
-    from experiments.studies.solutions import loss_of, stacked_batches, train_to_the_end
+    from experiments.harness.evaluation import Model
+    from experiments.harness.logs import versions
+    from experiments.harness.networks import LSTM, Conv, max_pool, pure
+    from experiments.harness.settings import Settings, one_of, positive
+    from experiments.io import files
+    from experiments.io.dataset import Dataset
+    from experiments.studies import RESULTS
+    from experiments.studies.solutions import loss_of, stacked_batches, train_until
     from experiments.workloads import digits
+    from experiments.workloads.ptb import Network
+
+SYMBOLS, UNITS, LENGTH, SEQUENCES = 96, 48, 32, 256  # code: of Figure 3 b
+TEXT = "tinyshakespeare_input.txt"
+EPOCHS = 50  # code, of all three
 
 
-class Task(NamedTuple):
-    """What differs between the data sets."""
+class Figure(NamedTuple):
+    """One of the paper's."""
 
-    training: Settings  # of Adam
-    examples: int  # the first this many training images make the Hessian
-    probes: int
-    steps: int
-
-
-TASKS = {
-    "digits": Task(
-        Settings(effective_epochs=60, batch_size=32, learning_rate=3e-3, schedule="cosine"),
-        examples=1280,
-        probes=8,
-        steps=80,
-    ),
-    "mnist": Task(
-        Settings(effective_epochs=2, batch_size=64, learning_rate=1e-3, schedule="cosine"),
-        examples=4096,  # as many as the authors' own code takes
-        probes=2,
-        steps=60,
-    ),
-}
+    network: str
+    load: Callable[[pathlib.Path], tuple[Dataset, Model]]
+    optimizer: str
+    training: Settings
+    measurements: int  # in all of the training
+    error: float  # text: of the trained network, on test images; 100 for any, at the end
+    examples: int  # the first this many training examples make the Hessian
+    radius: float  # text: what is nearer to zero than this
+    paper: dict[str, float]  # text: the share of that in percent; the extremes
 
 
 class SmallLeNet(nnx.Module):
-    """Two convolutions of 10 and 20 channels and a layer of 128."""
+    """Two convolutions of 10 and 20 channels and a layer of 128, weights from N(0, 0.1²)."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         """All weights are drawn from `rngs`."""
-        self.first = Conv(1, 10, (5, 5), padding="VALID", rngs=rngs)
-        self.second = Conv(10, 20, (5, 5), padding="VALID", rngs=rngs)
-        self.hidden = nnx.Linear(320, 128, rngs=rngs)
-        self.output = nnx.Linear(128, 10, rngs=rngs)
+        init = {"kernel_init": nnx.initializers.normal(0.1), "rngs": rngs}  # code
+        self.first = Conv(1, 10, (5, 5), padding="VALID", **init)
+        self.second = Conv(10, 20, (5, 5), padding="VALID", **init)
+        self.hidden = nnx.Linear(320, 128, **init)
+        self.output = nnx.Linear(128, 10, **init)
 
     def __call__(self, images: Any, key: Any = None) -> Any:
         """Logits; without dropout there is no use for the key."""
@@ -79,87 +77,154 @@ class SmallLeNet(nnx.Module):
         return self.output(nnx.relu(self.hidden(features.reshape(len(images), -1))))
 
 
-def results(
-    size: int, test_error: float, density: flatness.SpectralDensity, eigenvalues: Any
-) -> Table:
-    """What the picture shows, in numbers."""
-    table = Table(title=f"Hessian of {size:,} weights, test error {test_error:.1f} %")
-    table.add_column("")
-    table.add_column("Lanczos quadrature", justify="right")
-    if eigenvalues is not None:
-        table.add_column("all eigenvalues", justify="right")
+def small_lenet(folder: pathlib.Path) -> tuple[Dataset, Model]:
+    return load_mnist(folder / "mnist"), pure(SmallLeNet)
 
-    def row(name: str, estimate: str, exact: Any) -> None:
-        table.add_row(name, estimate, *([] if eigenvalues is None else [exact()]))
 
-    row("largest", f"{density.nodes.max():.4g}", lambda: f"{eigenvalues.max():.4g}")
-    row("smallest", f"{density.nodes.min():.4g}", lambda: f"{eigenvalues.min():.4g}")
-    trace, error = (size * part for part in density.expectation(lambda x: x))
-    row("trace", f"{trace:.4g} ± {error:.2g}", lambda: f"{eigenvalues.sum():.4g}")
-    for radius in (1e-4, 1e-2):
-        share, error = density.expectation(lambda x, r=radius: jnp.abs(x) < r)
-        exact = lambda r=radius: f"{np.mean(np.abs(eigenvalues) < r):.1%}"  # noqa: E731
+def fully_connected(folder: pathlib.Path) -> tuple[Dataset, Model]:
+    return load_mnist(folder / "mnist"), digits.make_network((784, 64, 10))
+
+
+def char_lstm(folder: pathlib.Path) -> tuple[Dataset, Model]:
+    """Trained on 256 sequences of 32 characters, each from a state of zeros, and judged by them."""
+    text = load_characters(str(folder / "text"), TEXT, 0)
+    text = text._replace(train=text.train[: SEQUENCES * LENGTH + 1])
+    dataset = windows(text._replace(test=text.train), LENGTH, 0, LENGTH, 0)
+
+    def make(rngs: nnx.Rngs) -> Network:
+        init = nnx.initializers.normal(0.1)
+        layer = LSTM(SYMBOLS, UNITS, init, nnx.initializers.zeros, rngs)
+        last = nnx.Linear(UNITS, SYMBOLS, use_bias=False, rngs=rngs)
+        return Network(one_hot, [layer], last, 0.0)
+
+    return dataset, pure(make)
+
+
+def one_hot(symbols: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(symbols, SYMBOLS)
+
+
+def falling(rate: float, by: float) -> dict[str, Any]:
+    """A rate that is multiplied by this factor after each epoch."""
+    drops = tuple(epoch / EPOCHS for epoch in range(1, EPOCHS))
+    return {"learning_rate": rate, "schedule": "step", "drop_at": drops, "drop_by": 1 / by}
+
+
+FIGURES = {
+    "figure_1": Figure(
+        "small LeNet, MNIST",
+        small_lenet,
+        "adam",
+        # Code: an epoch is a tenth of the batches.
+        Settings(effective_epochs=EPOCHS / 10, batch_size=32, learning_rate=1e-3),
+        measurements=EPOCHS,
+        error=2.4,
+        examples=4096,
+        radius=1e-4,
+        paper={"near zero": 94, "largest": 40, "smallest": -0.46},
+    ),
+    "figure_3a": Figure(
+        "784-64-10, MNIST",
+        fully_connected,
+        "sgd",
+        Settings(effective_epochs=EPOCHS, batch_size=128, momentum=0.9, **falling(1e-2, 0.95)),
+        measurements=EPOCHS,
+        error=2.5,
+        examples=12_800,
+        radius=1e-2,
+        paper={"near zero": 90},
+    ),
+    "figure_3b": Figure(
+        "character LSTM, Tiny Shakespeare",
+        char_lstm,
+        "adam",
+        Settings(effective_epochs=EPOCHS, batch_size=32, **falling(0.1, 0.98)),
+        measurements=1,
+        error=100,
+        examples=SEQUENCES,
+        radius=1e-5,
+        paper={"near zero": 95},
+    ),
+}
+
+
+def measure(name: str, options: Any) -> dict[str, Any]:
+    """Trains one seed, and looks at the Hessian where it ends; draws the density."""
+    figure = FIGURES[name]
+    dataset, model = figure.load(options.data_dir)
+    contestant, budget = contestants.prepare(
+        figure.optimizer, figure.training, len(dataset.train_labels), figure.measurements
+    )
+    (params,), (end,) = train_until(
+        lambda now: now.test_error <= figure.error, contestant, model, dataset, budget, seeds=1
+    )
+    batches = stacked_batches(dataset, figure.examples)
+    began = time.perf_counter()
+    density = flatness.spectral_density(
+        loss_of(model), params, batches, num_probes=options.probes, num_steps=options.steps
+    )
+    share, error = density.expectation(lambda x: 100 * (jnp.abs(x) < figure.radius))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    found = {
+        "near zero": float(share),
+        "largest": float(density.nodes.max()),
+        "smallest": float(density.nodes.min()),
+    }
+    title = f"Hessian of {size:,} weights: {figure.network}"
+    picture = flatness.plots.density(density, title=title)
+    picture.savefig(options.out.with_name(f"spectrum-{name}.png"), dpi=150)
+    return {
+        "network": figure.network,
+        "weights": size,
+        "gradients": int(end.gradient_evaluations),
+        "training loss": float(end.train_loss),
+        "test error": float(end.test_error),
+        "radius": figure.radius,
+        "found": found,
+        "standard error of near zero": float(error),
         # Quadrature knows nothing of what is closer to zero than its nodes.
-        seen = bool((jnp.abs(density.nodes) < radius).any())
-        estimate = f"{share:.1%} ± {error:.1%}" if seen else "no node there"
-        row(f"within {radius:g} of zero", estimate, exact)
-    return table
+        "nodes near zero": int((np.abs(np.asarray(density.nodes)) < figure.radius).sum()),
+        "paper": figure.paper,
+        "probes": options.probes,
+        "steps": options.steps,
+        "seconds": round(time.perf_counter() - began),
+        "versions": versions(),
+    }
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = OneLineParser(prog="spectrum.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", choices=TASKS, default="digits")
-    parser.add_argument("--data-dir", help="folder of the four MNIST files, plain or .gz")
-    parser.add_argument("--probes", type=positive, help="default 8 for digits, 2 for mnist")
-    parser.add_argument("--steps", type=positive, help="default 80 for digits, 60 for mnist")
-    parser.add_argument("--exact", action="store_true", help="all eigenvalues for mnist too")
-    parser.add_argument("--out", help="the figure (default spectrum_digits.png or _mnist.png)")
-    return parser.parse_args()
+def table(rows: dict[str, dict[str, Any]]) -> Table:
+    """The paper's numbers beside ours."""
+    shown = Table(title="Eigenvalues of the Hessian; in brackets, the paper's")
+    for heading in ("", "network", "weights", "test error, %", "near zero, %", "largest"):
+        shown.add_column(heading, justify="left" if heading in ("", "network") else "right")
+    shown.add_column("smallest", justify="right")
+    for name, row in rows.items():
+        values = [
+            f"{row['found'][key]:{form}}"
+            + (f" ({row['paper'][key]:g})" if key in row["paper"] else "")
+            for key, form in (("near zero", ".1f"), ("largest", ".3g"), ("smallest", ".2g"))
+        ]
+        values[0] += f" within {row['radius']:g}"
+        error = f"{row['test error']:.1f}" if FIGURES[name].error < 100 else "-"
+        shown.add_row(name, row["network"], f"{row['weights']:,}", error, *values)
+    return shown
 
 
 def main() -> None:
-    options = parse_arguments()
-    figure = figure_path(options.out or f"spectrum_{options.dataset}.png")
-    task, dataset = TASKS[options.dataset], digits.load_set(options.dataset, options.data_dir)
-    on_digits = options.dataset == "digits"
-    model = digits.make_network((64, 32, 10)) if on_digits else pure(SmallLeNet)
-    console = Console()
-
-    adam = contestants.prepare("adam", task.training, len(dataset.train_labels), measurements=1)
-    with timed(console, "training"):
-        params, measurement = train_to_the_end(adam[0], model, dataset, adam[1], seeds=1)
-    params = jax.tree.map(lambda leaf: leaf[0], params)
-    batches = stacked_batches(dataset, task.examples)
-    probes, steps = options.probes or task.probes, options.steps or task.steps
-    with timed(console, f"{probes * steps} Hessian-vector products"):
-        density = flatness.spectral_density(
-            loss_of(model), params, batches, num_probes=probes, num_steps=steps
-        )
-        jax.block_until_ready(density)
-    eigenvalues = None
-    if on_digits or options.exact:
-        with timed(console, "all eigenvalues"):
-            eigenvalues = np.asarray(
-                flatness.exact_spectrum(loss_of(model), params, batches, progress=True)
-            )
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    console.print(results(size, measurement.test_error[0], density, eigenvalues))
-    title = f"Hessian at a network of {size:,} weights, trained on {options.dataset}"
-    picture = flatness.plots.density(density, eigenvalues=eigenvalues, title=title)
-    picture.savefig(figure, dpi=150)
-    console.print(f"Density: {figure}", soft_wrap=True)
-    if eigenvalues is not None:
-        whole = figure.with_stem(f"{figure.stem}_all")
-        flatness.plots.spectrum(eigenvalues, title=title).savefig(whole, dpi=150)
-        console.print(f"All eigenvalues: {whole}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def timed(console: Console, what: str) -> Iterator[None]:
-    """Prints the seconds that the block takes, compilation included."""
-    began = time.perf_counter()
-    yield
-    console.print(f"{what}: {time.perf_counter() - began:.0f} s")
+    parser = OneLineParser(prog="spectrum.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "figures", nargs="*", metavar="figure", type=one_of(tuple(FIGURES)), help="default all"
+    )
+    parser.add_argument("--data-dir", type=pathlib.Path, required=True)
+    parser.add_argument("--probes", type=positive, default=2, help="random vectors (default 2)")
+    parser.add_argument("--steps", type=positive, default=500, help="products each (default 500)")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "spectra.json")
+    options = parser.parse_args()
+    rows = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for name in options.figures or FIGURES:
+        rows[name] = measure(name, options)
+        files.write_whole(options.out, json.dumps(rows, indent=1) + "\n")
+    Console(width=120).print(table(rows))
 
 
 if __name__ == "__main__":
