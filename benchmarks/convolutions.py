@@ -17,14 +17,13 @@ from typing import Any
 import jax
 import optax
 from jax import lax
-from rich.console import Console
 
 import programs
-from entropy_sgd_jax import entropy_sgd
+import report
 from experiments.harness.networks import patch_convolution
 from programs import Task
-from speed import RESULTS, print_table, save
-from timing import Maker, environment, interleave
+from speed import RESULTS
+from timing import Maker, interleave, measure, read
 
 STEPS, BATCH, CHANNELS = 20, 32, 16
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]  # of images and a 3×3 kernel
@@ -63,31 +62,27 @@ def task(convolve: Convolution, steps: int) -> Task:
 
 def makers() -> list[Maker]:
     """The first is what the others are divided by."""
-    sgd = optax.sgd(programs.LEARNING_RATE, programs.MOMENTUM, nesterov=True)
-    streaming = entropy_sgd(1.0, inner_steps=STEPS, streaming=True)
     one, loop, patches = task(usual, 1), task(usual, STEPS), task(by_patches, STEPS)
+    sgd, entropic = programs.sgd(), programs.entropy(loop)
+    streaming = programs.entropy(loop, streaming=True)
     return [
-        partial(programs.optax_scan, "SGD, a call for each gradient", sgd, one),
-        partial(programs.optax_scan, "Entropy-SGD, streaming, likewise", streaming, one),
-        partial(programs.optax_scan, "SGD, scanned", sgd, loop),
-        partial(programs.entropy, "Entropy-SGD, scan mode", loop),
-        partial(programs.optax_scan, "SGD, scanned, by patches", sgd, patches),
-        partial(programs.entropy, "Entropy-SGD, scan mode, by patches", patches),
+        partial(programs.scan, "SGD, a call for each gradient", sgd, one),
+        partial(programs.scan, "Entropy-SGD, streaming, likewise", streaming, one),
+        partial(programs.scan, "SGD, scanned", sgd, loop),
+        partial(programs.loops, "Entropy-SGD, scan mode", entropic, loop),
+        partial(programs.scan, "SGD, scanned, by patches", sgd, patches),
+        partial(programs.loops, "Entropy-SGD, scan mode, by patches", entropic, patches),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30, help="of timing (default 30)")
-    options = parser.parse_args()
-    console = Console(width=170)
-    console.print(environment())
+    seconds = parser.parse_args().seconds
     title = f"two convolutions of {CHANNELS} channels, batch {BATCH}"
-    measurements = interleave(makers(), options.seconds, title)
-    print_table(title, measurements, console)
-    folder = RESULTS / jax.default_backend()
-    folder.mkdir(parents=True, exist_ok=True)
-    save({title: measurements}, folder / "convolutions.json")
+    log = RESULTS / jax.default_backend() / "convolutions.json"
+    measure(log, {title: lambda: interleave(makers(), seconds, title)}, again=True)
+    print(report.programs(read(log)[title]))
 
 
 if __name__ == "__main__":

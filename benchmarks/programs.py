@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from entropy_sgd_jax import entropy_sgd
+import entropy_sgd_jax
 from timing import Program, compile_program
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
+ADAM_RATE = 1e-3
+AXIS = "replica"
 
 
 class Task(NamedTuple):
@@ -26,11 +29,12 @@ class Task(NamedTuple):
     batches: Any
     updates: int
     inner_steps: int
+    replicas: int = 0  # in a `vmap` over AXIS, on equal batches; 0 for no axis
 
     @property
     def gradients(self) -> int:
-        """Gradient evaluations in one pass over the batches."""
-        return self.updates * self.inner_steps
+        """Gradient evaluations in one pass over the batches, of all replicas."""
+        return self.updates * self.inner_steps * max(self.replicas, 1)
 
 
 def mlp_task(
@@ -56,68 +60,88 @@ def _mlp_loss(params: Any, batch: Any) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def sgd(task: Task) -> Program:
-    """The reference: Optax SGD with Nesterov momentum, scanned."""
-    return optax_scan("SGD", optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True), task)
+# The optimizers.
 
 
-def adam(task: Task) -> Program:
-    """Optax Adam, scanned."""
-    return optax_scan("Adam", optax.adam(1e-3), task)
+def sgd() -> Any:
+    """Nesterov's, with momentum in float32 as the Langevin loop keeps its own."""
+    return optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True, accumulator_dtype=jnp.float32)
 
 
-def optax_scan(name: str, optimizer: Any, task: Task) -> Program:
-    """One update per gradient, all in one scan; of a single one without it."""
-
-    def run(params: Any, state: Any, batches: Any) -> Any:
-        def step(carry: Any, batch: Any) -> Any:
-            params, state = carry
-            updates, state = optimizer.update(task.grad_fn(params, batch), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
-        if task.gradients == 1:
-            return step((params, state), jax.tree.map(lambda leaf: leaf[0], flat))[0]
-        return lax.scan(step, (params, state), flat)[0]
-
-    return _compile(name, run, optimizer, task)
+def adamw() -> Any:
+    """Optax AdamW."""
+    return optax.adamw(ADAM_RATE, mu_dtype=jnp.float32)
 
 
-def sam(task: Task) -> Program:
-    """`optax.contrib.sam` in opaque mode: two gradients per update, scanned."""
-    from optax import contrib
-
-    base = optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True)
-    ascent = optax.chain(contrib.normalize(), optax.sgd(0.05))
-    optimizer = contrib.sam(base, ascent, sync_period=2, opaque_mode=True)
-
-    def run(params: Any, state: Any, batches: Any) -> Any:
-        def step(carry: Any, pair: Any) -> Any:
-            params, state = carry
-            first, second = (jax.tree.map(lambda leaf: leaf[i], pair) for i in (0, 1))  # noqa: B023
-            updates, state = optimizer.update(
-                task.grad_fn(params, first),
-                state,
-                params,
-                grad_fn=lambda point, _: task.grad_fn(point, second),
-            )
-            return (optax.apply_updates(params, updates), state), None
-
-        pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[2:]), batches)
-        return lax.scan(step, (params, state), pairs)[0]
-
-    return _compile("SAM", run, optimizer, task)
-
-
-def entropy(name: str, task: Task, *, given_grads: bool = False, **options: Any) -> Program:
-    """Entropy-SGD in scan mode: one update per L gradients, scanned over the updates."""
-    optimizer = entropy_sgd(
+def entropy(task: Task, **options: Any) -> Any:
+    """Entropy-SGD whose inner loop is `sgd`."""
+    return entropy_sgd_jax.entropy_sgd(
         1.0,
         inner_steps=task.inner_steps,
         inner_learning_rate=LEARNING_RATE,
         inner_momentum=MOMENTUM,
         **options,
     )
+
+
+def diloco(task: Task, **options: Any) -> Any:
+    """DiLoCo whose inner loop is `adamw`."""
+    return entropy_sgd_jax.diloco(inner_steps=task.inner_steps, inner_optimizer=adamw(), **options)
+
+
+def parle(task: Task) -> Any:
+    """Parle whose inner loop is `sgd`, without noise as its authors have it."""
+    return entropy_sgd_jax.parle(
+        0.1,
+        replica_axis_name=AXIS,
+        coupling=1.0,
+        inner_steps=task.inner_steps,
+        inner_learning_rate=LEARNING_RATE,
+        inner_transform=optax.trace(MOMENTUM, nesterov=True),
+        noise_scale=0,
+    )
+
+
+# What is timed: an optimizer with the loop that it is called in.
+
+
+def scan(name: str, optimizer: Any, task: Task) -> Program:
+    """One update per gradient, all in one scan; of a single one without it."""
+
+    def run(params: Any, state: Any, batches: Any) -> Any:
+        def step(carry: Any, batch: Any) -> Any:
+            return _step(optimizer, task, *carry, batch), None
+
+        flat = _in_a_row(batches)
+        if task.updates * task.inner_steps == 1:
+            return step((params, state), jax.tree.map(lambda leaf: leaf[0], flat))[0]
+        return lax.scan(step, (params, state), flat)[0]
+
+    return _compile(name, run, optimizer, task)
+
+
+def calls(name: str, optimizer: Any, task: Task) -> Program:
+    """One update per gradient, each a jitted call from Python, as in most training loops."""
+    flat = _in_a_row(task.batches)
+    batches = [
+        jax.tree.map(lambda leaf: leaf[step], flat)  # noqa: B023
+        for step in range(task.updates * task.inner_steps)
+    ]
+    return _compile(name, functools.partial(_step, optimizer, task), optimizer, task, batches)
+
+
+def _step(optimizer: Any, task: Task, params: Any, state: Any, batch: Any) -> Any:
+    updates, state = optimizer.update(task.grad_fn(params, batch), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def _in_a_row(batches: Any) -> Any:
+    """Without the axis of updates."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
+
+
+def loops(name: str, optimizer: Any, task: Task, given_grads: bool = False) -> Program:
+    """Scan mode: one update per L gradients, scanned over the updates."""
 
     def run(params: Any, state: Any, batches: Any) -> Any:
         def step(carry: Any, update: Any) -> Any:
@@ -138,16 +162,29 @@ def entropy(name: str, task: Task, *, given_grads: bool = False, **options: Any)
     return _compile(name, run, optimizer, task)
 
 
-def entropy_streaming(name: str, task: Task, **options: Any) -> Program:
-    """Entropy-SGD in streaming mode: one update per gradient, scanned."""
-    optimizer = entropy_sgd(
-        1.0,
-        inner_steps=task.inner_steps,
-        inner_learning_rate=LEARNING_RATE,
-        streaming=True,
-        **options,
-    )
-    return optax_scan(name, optimizer, task)
+def sam(task: Task) -> Program:
+    """`optax.contrib.sam` in opaque mode: two gradients per update, scanned."""
+    from optax import contrib
+
+    ascent = optax.chain(contrib.normalize(), optax.sgd(0.05))
+    optimizer = contrib.sam(sgd(), ascent, sync_period=2, opaque_mode=True)
+
+    def run(params: Any, state: Any, batches: Any) -> Any:
+        def step(carry: Any, pair: Any) -> Any:
+            params, state = carry
+            first, second = (jax.tree.map(lambda leaf: leaf[i], pair) for i in (0, 1))  # noqa: B023
+            updates, state = optimizer.update(
+                task.grad_fn(params, first),
+                state,
+                params,
+                grad_fn=lambda point, _: task.grad_fn(point, second),
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[2:]), batches)
+        return lax.scan(step, (params, state), pairs)[0]
+
+    return _compile("SAM", run, optimizer, task)
 
 
 def plain_langevin(task: Task) -> Program:
@@ -181,12 +218,20 @@ def plain_langevin(task: Task) -> Program:
         return lax.scan(update, (params, key), batches)[0]
 
     carry = (_copy(task.params), jax.random.key(0))
-    return compile_program("plain scan", run, carry, task.batches, task.gradients)
+    return compile_program("plain scan", run, carry, [task.batches], task.gradients)
 
 
-def _compile(name: str, run: Callable[..., Any], optimizer: Any, task: Task) -> Program:
-    carry = (_copy(task.params), optimizer.init(task.params))
-    return compile_program(name, run, carry, task.batches, task.gradients)
+def _compile(
+    name: str, run: Callable[..., Any], optimizer: Any, task: Task, calls: Sequence[Any] = ()
+) -> Program:
+    params, calls, init = _copy(task.params), calls or [task.batches], optimizer.init
+    if task.replicas:
+        run, init = jax.vmap(run, axis_name=AXIS), jax.vmap(init)
+        params, calls = (
+            jax.tree.map(lambda leaf: jnp.stack([leaf] * task.replicas), tree)
+            for tree in (params, calls)
+        )
+    return compile_program(name, run, (params, init(params)), calls, task.gradients)
 
 
 def _copy(params: Any) -> Any:
