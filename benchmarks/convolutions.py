@@ -23,7 +23,7 @@ import report
 from experiments.harness.networks import patch_convolution
 from programs import Task
 from speed import RESULTS
-from timing import Maker, interleave, measure, read
+from timing import Maker, interleave, measure
 
 STEPS, BATCH, CHANNELS = 20, 32, 16
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]  # of images and a 3×3 kernel
@@ -82,7 +82,7 @@ def main() -> None:
     title = f"two convolutions of {CHANNELS} channels, batch {BATCH}"
     log = RESULTS / jax.default_backend() / "convolutions.json"
     measure(log, {title: lambda: interleave(makers(), seconds, title)}, again=True)
-    print(report.programs(read(log)[title]))
+    report.write(log, report.programs)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import networks
 import report
 import timing
 from entropy_sgd_jax import entropy_sgd
-from speed import RESULTS, show_programs
+from speed import RESULTS
 
 STEPS = 10  # copies in a row; a fourth of the Langevin steps
 KINDS: dict[str, dict[str, Any]] = {
@@ -81,11 +81,11 @@ def bandwidths(elements: int) -> dict[str, float]:
     return {"copy": copy_bandwidth(elements), **steps}
 
 
-def show(results: dict[str, Any], folder: pathlib.Path) -> None:
+def show(results: dict[str, Any], folder: pathlib.Path) -> str:
     found = results.pop("bandwidth")
     rows = [[name, f"{x / 1e9:.1f}", f"{x / found['copy']:.0%}"] for name, x in found.items()]
-    print(report.markdown(["", "GB/s", "of the copy's"], rows))
-    show_programs(results, folder)
+    table = report.markdown(["", "GB/s", "of the copy's"], rows)
+    return f"{table}\n\n{report.programs(results, folder)}"
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
         }
         how = {"seconds": options.seconds, "size": size._asdict()}
         timing.measure(log, comparisons, options.again, **how)
-    show(timing.read(log), options.out)
+    report.write(log, show)
 
 
 if __name__ == "__main__":

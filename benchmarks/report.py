@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
+import timing
 from timing import Quartiles, Timed, quartiles
 
 LONGEST_BAR = 6  # in the figure; a longer one is cut and has its number
@@ -18,6 +21,18 @@ REFERENCES = {
     "diloco over AdamW, streaming": "AdamW",
     f"Entropy-SGD, Gaussian, streaming, {CALLS}": f"SGD, {CALLS}",
 }
+
+
+def write(log: pathlib.Path, show: Callable[[dict[str, Any], pathlib.Path], str]) -> None:
+    """Prints what `show` makes of the results, and writes it next to the log.
+
+    It is given the folder of the log too, for its figures.
+    """
+    found = timing.read(log)
+    made = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    page = f"# {log.stem}\n\n{made}\n\n{show(found['results'], log.parent)}\n"
+    log.with_suffix(".md").write_text(page)
+    print(page)
 
 
 def reference(rows: Sequence[Timed], name: str) -> Timed:
@@ -50,8 +65,15 @@ def spread(found: Quartiles) -> str:
     return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def programs(rows: Sequence[Timed]) -> str:
-    """The table of one comparison."""
+def programs(results: dict[str, list[Timed]], folder: pathlib.Path) -> str:
+    """A table for each comparison."""
+    return "\n\n".join(
+        f"{name}; {len(rows[0].times)} rounds\n\n{_programs(rows)}"
+        for name, rows in results.items()
+    )
+
+
+def _programs(rows: Sequence[Timed]) -> str:
     headings = ["", "ms per gradient", "divided by", "ratio (quartiles)"]
     headings += ["trace and compile, s", "ratio", "temporaries, MiB", "with state, MiB"]
     return markdown(headings, map(_cells, rows, [reference(rows, row.name) for row in rows]))
@@ -92,8 +114,8 @@ def sweep(label: str, results: dict[str, list[Timed]]) -> str:
 def draw_bars(results: dict[str, list[Timed]], path: pathlib.Path) -> None:
     """All programs of every comparison, relative to the first."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(results), sharey=True)
-    for panel, (name, rows) in zip(panels, results.items(), strict=True):
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)
+    for panel, (name, rows) in zip(panels[0], results.items(), strict=True):
         for row in rows[::-1]:
             found = ratio(row, rows[0])
             panel.barh(row.name, min(found.median, LONGEST_BAR), color="C0")
@@ -109,7 +131,6 @@ def draw_bars(results: dict[str, list[Timed]], path: pathlib.Path) -> None:
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-    print(f"plot: {path}")
 
 
 def draw_sweep(label: str, results: dict[str, list[Timed]], path: pathlib.Path) -> None:
@@ -129,11 +150,12 @@ def draw_sweep(label: str, results: dict[str, list[Timed]], path: pathlib.Path) 
             bars = middle - [one.low for one in found], [one.high for one in found] - middle
             cost.errorbar(values, middle, bars, capsize=3, **style)
     cost.axhline(1, color="grey", linewidth=0.8)
-    cost.set(ylabel="time of a gradient, divided by the reference's", ylim=(0, None))
+    cost.set(ylabel="time of a gradient, as a ratio", ylim=(0, None))
     start.set(ylabel="seconds to trace and compile", ylim=(0, None))
     for axes in (cost, start):
-        axes.set(xscale="log", xlabel=label)
+        axes.set(xscale="log", xlabel=label, xticks=values)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
-    print(f"plot: {path}")

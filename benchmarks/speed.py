@@ -1,12 +1,12 @@
 """What a gradient evaluation costs inside Entropy-SGD and DiLoCo, on this machine.
 
-    python benchmarks/speed.py                              # everything, MINUTES on two cores
+    python benchmarks/speed.py                              # all of it, 35 minutes on two cores
     python benchmarks/speed.py --only table networks        # or growth, start, a sweep of growth
     python benchmarks/speed.py --only growth --report       # from the logs, without measuring
     python benchmarks/speed.py --seconds 2 --out /tmp/look  # a quick look
 
-Each part keeps a log in benchmarks/results/BACKEND/, from which tables, in Markdown, and plots are
-drawn. What is in the log, of this machine and this source of the library, is not measured again
+Each part keeps a log in benchmarks/results/BACKEND/, from which tables and plots are drawn, next to
+it. What is in the log, of this machine and this source of the library, is not measured again
 unless `--again` says so: an interrupted command can simply be repeated.
 """
 
@@ -120,13 +120,11 @@ def against_goals(results: dict[str, list[Timed]]) -> str:
     """The table of the ratios; what misses its goal is bold."""
     headings = ["", "divided by", "wide: goal", "got", "small: goal", "got"]
     headings += ["compiling 160 leaves: goal", "got"]
-    rows = []
-    for name in (row.name for row in next(iter(results.values()))[1:]):
-        goals = GOALS.get(name, Goal())
-        cells = [name if name != DIAGNOSTICS else f"{name}, gradients more"]
-        for measured, goal, field in zip(results.values(), goals, Goal._fields, strict=True):
-            if len(cells) == 1:
-                cells.append(report.reference(measured, name).name)
+    first, rows = next(iter(results.values())), []
+    for name in (row.name for row in first[1:]):
+        label = f"{name}, gradients more" if name == DIAGNOSTICS else name
+        cells, goals = [label, report.reference(first, name).name], GOALS.get(name, Goal())
+        for measured, goal, field in zip(results.values(), goals, Goal._fields, strict=False):
             found = cost(measured, name, compiling=field == "deep")
             missed = goal is not None and round(found.median, 2) > goal
             text = report.spread(found)
@@ -142,7 +140,7 @@ class Part(NamedTuple):
     """Comparisons that share a log."""
 
     comparisons: dict[str, Callable[[], Any]]
-    show: Callable[[dict[str, Any], pathlib.Path], None]  # of the results; where to put figures
+    show: Callable[[dict[str, Any], pathlib.Path], str]
 
 
 def parts(seconds: float) -> dict[str, Part]:
@@ -155,8 +153,8 @@ def parts(seconds: float) -> dict[str, Part]:
     }
     return {
         "table": Part(table, show_table),
-        "networks": Part(networks.comparisons(networks.CPU, seconds), show_programs),
-        "start": Part(startup.comparisons(), show_start),
+        "networks": Part(networks.comparisons(networks.CPU, seconds), report.programs),
+        "start": Part(startup.comparisons(), startup.show),
         **sweeps,
     }
 
@@ -165,26 +163,15 @@ def interleave_workload(name: str, make: Callable[[], Task], seconds: float) -> 
     return interleave(contestants(make()), seconds, name, COMPILATIONS)
 
 
-def show_table(results: dict[str, list[Timed]], folder: pathlib.Path) -> None:
-    print(against_goals(results))
-    show_programs(results, folder)
+def show_table(results: dict[str, list[Timed]], folder: pathlib.Path) -> str:
     report.draw_bars(results, folder / "table.png")
+    return f"{against_goals(results)}\n\n{report.programs(results, folder)}"
 
 
-def show_programs(results: dict[str, list[Timed]], folder: pathlib.Path) -> None:
-    for name, rows in results.items():
-        print(f"\n{name}; {len(rows[0].times)} rounds\n\n{report.programs(rows)}")
-
-
-def show_start(results: dict[str, Any], folder: pathlib.Path) -> None:
-    for job, found in results.items():
-        headings = [job, *startup.PARTS, "together, s", "divided by the first"]
-        print(f"\n{report.markdown(headings, startup.rows(found))}")
-
-
-def show_sweep(name: str, results: dict[str, list[Timed]], folder: pathlib.Path) -> None:
-    print(report.sweep(SWEEPS[name].label, results))
-    report.draw_sweep(SWEEPS[name].label, results, folder / f"{name}.png")
+def show_sweep(name: str, results: dict[str, list[Timed]], folder: pathlib.Path) -> str:
+    label = SWEEPS[name].label
+    report.draw_sweep(label, results, folder / f"{name}.png")
+    return report.sweep(label, results)
 
 
 def main() -> None:
@@ -202,7 +189,7 @@ def main() -> None:
             log = options.out / f"{name}.json"
             if not options.report:
                 timing.measure(log, part.comparisons, options.again, seconds=options.seconds)
-            part.show(timing.read(log), options.out)
+            report.write(log, part.show)
 
 
 if __name__ == "__main__":

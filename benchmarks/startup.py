@@ -13,14 +13,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pathlib
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 MLP, GPT = "digits", "character GPT"
 PLAIN, SCAN, STREAMING = "plain Optax", "scan mode", "streaming mode"
@@ -45,18 +45,23 @@ def compare(job: str) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def rows(found: dict[str, list[dict[str, float]]]) -> Sequence[Sequence[str]]:
+def show(results: dict[str, Any], folder: pathlib.Path) -> str:
     """Medians, and the ratio of the sums to plain Optax's."""
-    sums = {way: np.array([sum(run.values()) for run in runs]) for way, runs in found.items()}
-    return [
-        [
-            way,
-            *(f"{np.median([run[part] for run in runs]):.2f}" for part in PARTS),
-            f"{np.median(sums[way]):.2f}",
-            f"{np.median(sums[way] / sums[PLAIN]):.2f}",
-        ]
-        for way, runs in found.items()
-    ]
+    import report  # it imports JAX, which a fresh process must not have done
+
+    tables = []
+    for job, found in results.items():
+        sums = {way: [sum(run.values()) for run in runs] for way, runs in found.items()}
+        rows = []
+        for way, runs in found.items():
+            medians = [statistics.median(run[part] for run in runs) for part in PARTS]
+            medians.append(statistics.median(sums[way]))
+            ratios = [own / plain for own, plain in zip(sums[way], sums[PLAIN], strict=True)]
+            spread = report.spread(report.quartiles(ratios))
+            rows.append([way, *(f"{value:.2f}" for value in medians), spread])
+        headings = [job, *(f"{part}, s" for part in PARTS), "together, s", f"/ {PLAIN}"]
+        tables.append(report.markdown(headings, rows))
+    return "\n\n".join(tables)
 
 
 def once(job: str, way: str) -> dict[str, float]:

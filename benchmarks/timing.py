@@ -169,13 +169,12 @@ def measure(
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """The results in a log, by comparison."""
+    """A log, with its rows as they were measured."""
     log = json.loads(path.read_text())
-    print(f"\n{path}: {log['environment']}\n")
-    return {
-        name: [Timed(**row) for row in rows] if isinstance(rows, list) else rows
-        for name, rows in log["results"].items()
-    }
+    for name, rows in log["results"].items():
+        if isinstance(rows, list):
+            log["results"][name] = [Timed(**row) for row in rows]
+    return log
 
 
 def _write(path: pathlib.Path, log: dict[str, Any]) -> None:
