@@ -29,7 +29,11 @@ def standard_error(samples: jax.Array) -> jax.Array:
     pairs = correlation[: length // 2 * 2].reshape(-1, 2).sum(axis=1)
     pairs = lax.cummin(jnp.where(lax.cummin(pairs) > 0, pairs, 0))
     steps_per_sample = jnp.maximum(2 * pairs.sum() - 1, 1 / jnp.log10(count * length))
-    return jnp.sqrt(pooled * steps_per_sample / (count * length))
+    correlated = jnp.sqrt(pooled * steps_per_sample / (count * length))
+    if len(samples) == 1:
+        return correlated
+    # Slow excursions of small weight go on behind that first pair. The half chains show them.
+    return jnp.maximum(correlated, chains.mean(axis=1).std(ddof=1) / count**0.5)
 
 
 def split_r_hat(samples: jax.Array) -> jax.Array:

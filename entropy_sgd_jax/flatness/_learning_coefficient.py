@@ -38,7 +38,7 @@ class LearningCoefficient(NamedTuple):
     trace: jax.Array  # L(w) − L(w₀) of all steps, shape (num_chains, num_steps)
     distances: jax.Array  # ‖w − w₀‖² of all steps, shape (num_chains, num_steps)
     inverse_temperature: jax.Array  # nβ, shape ()
-    step_size: jax.Array  # ε, shape ()
+    step_size: jax.Array  # ε of the longest steps, shape ()
     step_bias: jax.Array  # of a finite ε; it is subtracted already; 0 with Metropolis, shape ()
     acceptance: jax.Array  # the share of proposals taken; 1 without Metropolis, shape ()
     rounding: jax.Array  # of nβ L by the digits of the loss, shape ()
@@ -118,7 +118,8 @@ def local_learning_coefficient(
 
     Chains start at w₀ and move side by side. By default each step is a Langevin step on the whole
     loss with Metropolis' correction, so that its size, found in the burn-in, biases nothing, and
-    its noise is remembered for as long as the valley found is wide. With ``method="sgld"`` it is
+    its noise is remembered for as long as the valley found is wide. A few in twenty steps are
+    shorter, for valleys narrower than a step. With ``method="sgld"`` it is
 
     .. math::
       w \leftarrow w - (\varepsilon/2) (n\beta \nabla L_B(w) + \gamma (w - w_0))
@@ -144,7 +145,8 @@ def local_learning_coefficient(
       inverse_temperature: nβ, above 0, the factor of the mean loss in the exponent. None is
         n / ln n, for the n examples in `batches`.
       scope: γ, above 0, in 1 / (units of the parameters)². It is not multiplied by nβ.
-      step_size: ε, above 0, in (units of the parameters)². None has it found in the burn-in.
+      step_size: ε, above 0, in (units of the parameters)², of the longest steps. None has it found
+        in the burn-in.
       method: "metropolis", or "sgld" for data of which a pass at each step is too much.
       precondition: whether each parameter has a step size of its own, ε times
         √(γ / mean squared force), as in RMSProp; the mean is taken in the burn-in and then kept.
@@ -176,7 +178,8 @@ def local_learning_coefficient(
       correction there, and L(w₀) is one number for all mini-batches.
       Neal, "Non-reversibly updating a uniform [0,1] value for Metropolis accept/reject decisions",
       2020, https://arxiv.org/abs/2001.11950, and Hoffman and Sountsov, "Tuning-free generalized
-      Hamiltonian Monte Carlo", AISTATS 2022, for the Langevin step that remembers.
+      Hamiltonian Monte Carlo", AISTATS 2022, for the Langevin step that remembers; Neal, "MCMC
+      using Hamiltonian dynamics", 2011, for steps of several sizes.
       Baker, Fearnhead, Fox and Nemeth, "Control variates for stochastic gradient MCMC", Statistics
       and Computing 29, 2019.
       Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization, folding, and

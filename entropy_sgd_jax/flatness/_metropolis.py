@@ -4,6 +4,9 @@ Each step is one Langevin step whose noise outlives it in part: the momentum is 
 fraction, and one leapfrog step is proposed. Without memory that is the Metropolis-adjusted Langevin
 algorithm; with a long one it is Hamiltonian Monte Carlo, which crosses a flat valley in as many
 steps as the valley is longer than wide, where a random walk needs the square of that.
+
+No step size suits all of a degenerate valley: where it is narrower than a step, a chain hardly gets
+in, and once in hardly out. So now and then a few steps are shorter.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from entropy_sgd_jax.flatness._data import DataSet
 _ACCEPTANCE = 0.8  # that the step size aims at
 _REFRESHMENTS = 4  # of the momentum, on the way across the distribution
 _SHIFT = 0.05  # of the level of acceptance, at each step
+_CYCLE = 20  # steps from one short one to the next
+_SHORTEST = 1 / 16  # of the longest step
 
 
 class Chain(NamedTuple):
@@ -113,7 +118,8 @@ def _propose(
     """The chains with a new momentum, and where half a kick and a drift take them."""
     noise = _chains.noise(key, number, chain.offset)
     roots = jax.tree.map(jnp.sqrt, _chains.preconditioner(plan, target, tuning.squares))
-    memory, time = _memory(tuning), jnp.exp(tuning.step_size.log / 2)
+    time = _time(tuning, number)
+    memory = _memory(tuning, time)
 
     def refresh(momentum: jax.Array, noise: jax.Array) -> jax.Array:
         kept = memory.astype(momentum.dtype)
@@ -130,15 +136,26 @@ def _propose(
     return chain, chain._replace(offset=offset, momentum=momentum)
 
 
-def _memory(tuning: Tuning) -> jax.Array:
-    """The share of the momentum that a step leaves; shape ().
+def _time(tuning: Tuning, number: jax.Array | int) -> jax.Array:
+    """The length of a step, √ε and now and then less; shape ().
+
+    It depends on the number of the step alone, so each step leaves the density as it is. Short
+    ones follow each other: the momentum turns round at each long one that is refused.
+    """
+    phase = jnp.cos(jnp.pi / _CYCLE * (number % _CYCLE)) ** 16
+    log = tuning.step_size.log
+    return jnp.exp(log / 2 + jnp.log(_SHORTEST) * phase).astype(log.dtype)
+
+
+def _memory(tuning: Tuning, time: jax.Array) -> jax.Array:
+    """The share of the momentum that a step of this length leaves; shape ().
 
     The squared width of the distribution is that of its principal axes, each weighted by its own:
     that is what is estimated without bias from few chains, in any dimension.
     """
     overlap, square = tuning.spread
     width = jnp.sqrt(overlap / jnp.where(square > 0, square, 1))
-    steps = width / jnp.exp(tuning.step_size.log / 2)
+    steps = width / time
     return jnp.where(steps > 0, jnp.exp(-_REFRESHMENTS / jnp.where(steps > 0, steps, 1)), 0)
 
 
@@ -162,7 +179,7 @@ def _conclude(
     """The second half of the kick, Metropolis' choice, and what is found and kept of the step."""
     preconditioner = _chains.preconditioner(plan, target, tuning.squares)
     roots = jax.tree.map(jnp.sqrt, preconditioner)
-    momentum = _kicked(proposal, target, roots, jnp.exp(tuning.step_size.log / 2))
+    momentum = _kicked(proposal, target, roots, _time(tuning, number))
     chain, probability = _choose(target, chain, proposal._replace(momentum=momentum))
     tuning = _tuned(target, plan, chain, tuning, preconditioner, probability.mean(), number)
     square = inner_products(chain.offset, chain.offset)
