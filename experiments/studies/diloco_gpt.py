@@ -1,4 +1,4 @@
-"""A character GPT in 4 and 8 replicas that meet once in 20 gradients, against data-parallel AdamW.
+"""A character GPT in 4 and 8 replicas averaged every 20 gradients, against data-parallel AdamW.
 
     python -m experiments.studies.diloco_gpt --text shakespeare.txt
     python -m experiments.studies.diloco_gpt --text shakespeare.txt --tune
@@ -72,7 +72,7 @@ CANDIDATES = {
 
 
 class Curve(NamedTuple):
-    """What one run went through."""
+    """The curve of one run."""
 
     gradient_evaluations: list[int]  # on the whole batch
     gigabytes: list[float]  # all-reduced by each device

@@ -1,8 +1,8 @@
-"""The settings that `tune.py` tries, for each workload the same number of each optimizer."""
+"""The settings that `tune.py` tries, equally many for each optimizer on a workload."""
 
 from __future__ import annotations
 
-# Of both loops a cosine; the inner momentum lives on.
+# Both loops follow a cosine; the inner momentum is kept.
 FIXED = ["--schedule", "cosine", "--inner-schedule", "cosine", "--no-reset-inner-state"]
 # The dropout and batches of the paper's Entropy-SGD for all; smaller batches than the paper's 128
 # for the LSTM, which otherwise would make few steps; a GPT that a CPU can train.
@@ -16,7 +16,7 @@ OWN = {
     ],
 }
 SCHEDULES = ("constant", "cosine")  # of the outer learning rate
-# For each optimizer rounds of 12; a second one lies around the best of the first.
+# Rounds of 12 for each optimizer; the second is centred on the best of the first.
 GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
     "mnistfc": {
         "sgd": [

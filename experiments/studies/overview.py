@@ -60,7 +60,7 @@ def best_baseline(scores: dict[str, np.ndarray]) -> str:
 
 
 def differences(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Of ours to the best baseline, with the interval; in percent of the latter's mean."""
+    """Difference from the best baseline, with its interval, in percent of the baseline's mean."""
     rival = scores[best_baseline(scores)]
     percent = 100 / rival.mean()
     return {
@@ -71,7 +71,7 @@ def differences(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]
 
 
 def draw(found: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
-    """What is left of zero is better than every baseline."""
+    """Points left of zero beat every baseline."""
     figure = Figure(figsize=(8, 0.42 * len(found) + 1.4), layout="constrained")
     axes = figure.subplots()
     for row, scores in enumerate(found.values()):

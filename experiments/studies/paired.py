@@ -9,7 +9,7 @@ from scipy import stats
 
 
 def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """The mean of what one has less than the other, seed by seed, and half its 95 % interval."""
+    """The mean difference, seed by seed, and half its 95 % interval."""
     less = np.asarray(ours) - np.asarray(others)
     if len(less) == 1:
         return float(less.mean()), math.nan

@@ -1,4 +1,4 @@
-"""What width ought to buy: solutions under noise, pruning and rounding, agreement, calibration.
+"""What width should buy: solutions under noise, pruning and rounding, agreement, calibration.
 
     python -m experiments.studies.robustness --data-dir DIR --workloads lenet mnistfc
 
@@ -91,14 +91,14 @@ def damaged(damage: Damage, params: Any, value: Any, key: jax.Array) -> Any:
 
 
 def logits_of(model: Model, params: Any, statistics: Any, inputs: jax.Array) -> jax.Array:
-    """Of all examples, a chunk at a time, where `evaluation.judge` gives their sums alone."""
+    """For each example, a chunk at a time; `evaluation.judge` gives sums only."""
     chunks = inputs.reshape(-1, CHUNK, *inputs.shape[1:])
     logits = lax.map(lambda chunk: model.logits(params, statistics, chunk), chunks)
     return logits.reshape(len(inputs), -1)
 
 
 def calibration_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean distance of confidence and accuracy over bins of equal confidence, in percent."""
+    """Mean gap between confidence and accuracy over bins of equal confidence, in percent."""
     probabilities = jax.nn.softmax(logits)
     confidence, right = probabilities.max(-1), logits.argmax(-1) == labels
     bins = jnp.minimum((confidence * BINS).astype(int), BINS - 1)
@@ -108,7 +108,7 @@ def calibration_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def measure(model: Model, params: Any, data: Dataset) -> dict[str, Any]:
-    """What one solution bears; errors in percent, one for each value of a damage."""
+    """How one solution stands up to damage: errors in percent, one for each strength."""
     labels, batches = data.test_labels, evaluation.statistics_batches(data.train_inputs)
 
     def error(damage: Damage, value: Any) -> jax.Array:
@@ -132,7 +132,7 @@ def measure(model: Model, params: Any, data: Dataset) -> dict[str, Any]:
 
 
 def agreement(answers: np.ndarray) -> np.ndarray:
-    """Of each seed with every other, in percent of the test examples."""
+    """Share of test examples on which a seed agrees with the others, on average, in percent."""
     same = (answers[:, None] == answers[None]).mean(-1)
     return 100 * (same.sum(1) - 1) / (len(answers) - 1)
 
@@ -181,13 +181,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def agreements(results: dict[str, dict[str, Any]]) -> str:
-    """The means, without an error: the seeds' own values have pairs in common."""
+    """Means without error bars: the values of two seeds share pairs."""
     means = (f"{train.NAMES[o]} {np.mean(v['agreement']):.2f}" for o, v in results.items())
     return f"Agreement of two seeds, in percent: {', '.join(means)}\n"
 
 
 def errors_by_damage(values: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Of each seed, undamaged and with each damage."""
+    """Errors of each seed, undamaged and with each damage."""
     found = {"undamaged": np.array(values["test error"])}
     for name, damage in DAMAGES.items():
         for value, column in zip(damage.values, np.array(values[name]).T, strict=True):
@@ -238,7 +238,7 @@ def parse_arguments() -> argparse.Namespace:
         "--skip",
         type=int,
         default=0,
-        help="tables and figures without this many of the first seeds",
+        help="leave this many first seeds out of tables and figures",
     )
     options = parser.parse_args()
     if options.data_dir is None and not options.table:
@@ -258,7 +258,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train_all(options: argparse.Namespace) -> None:
-    """All that is not known yet; written down at once."""
+    """Measures what is missing, and writes down each result at once."""
     todo = list(itertools.product(options.workloads, options.optimizers))
     for workload, optimizer in track(todo, "training"):
         done = options.known.setdefault(workload, {})

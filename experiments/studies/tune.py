@@ -1,4 +1,4 @@
-"""Chooses settings on a validation split: as many of each optimizer, all with the same budget.
+"""Chooses settings on a validation split: equally many for each optimizer, on the same budget.
 
     python -m experiments.studies.tune --data-dir DIR
     python -m experiments.studies.tune --data-dir DIR --workloads mnistfc --effective-epochs 5
@@ -52,7 +52,7 @@ def as_flag(name: str) -> str:
 
 
 def own(flags: list[str]) -> list[str]:
-    """Without the flags of other optimizers, since some of the lists above serve all of them."""
+    """Drops the flags of other optimizers: some of the lists above serve all."""
     workload, optimizer = flags[0], flags[flags.index("--optimizer") + 1]
     kept, keep = [], True
     for flag in flags:
@@ -84,7 +84,7 @@ def try_setting(flags: list[str], score: report.Score) -> dict[str, Any]:
 
 
 def ranking(results: list[dict[str, Any]], workload: str, optimizer: str) -> list[dict[str, Any]]:
-    """By the mean score, the most seeds and epochs first; none of which a seed diverged."""
+    """Settings by mean score, most seeds and epochs first; none in which a seed diverged."""
 
     def rank(result: dict[str, Any]) -> tuple[int, float, float]:
         seeds = len(result["scores"])

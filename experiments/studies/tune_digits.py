@@ -1,4 +1,4 @@
-"""Chooses the settings of `examples/digits.py`: 12 of each optimizer, without the test set.
+"""Chooses the settings of `examples/digits.py`: 12 for each optimizer, without the test set.
 
     python -m experiments.studies.tune_digits --seeds 5
     python -m experiments.studies.tune_digits --seeds 1 --effective-epochs 5 --dataset mnist

@@ -36,8 +36,8 @@ SCORE = report.SCORES["error"]
 
 DECAY, MORE_DECAY = {"weight_decay": (0.0, 3e-3)}, {"weight_decay": (3e-3, 1e-2)}
 ALONE = {"schedule": ("constant",)}  # the inner learning rate is annealed, the outer one is not
-# Two rounds of 12. The second looks further where the first was best in most conditions, Parle's at
-# more weight decay. Where ALONE is missing the outer learning rate falls along a cosine too.
+# Two rounds of 12 settings. The second searches around what was best in most conditions of the
+# first; Parle's, at more weight decay. Without ALONE the outer learning rate follows a cosine too.
 DIGITS: dict[str, list[dict[str, tuple]]] = {
     "sgd": [
         {"learning_rate": (0.03, 0.1, 0.3), "momentum": (0.8, 0.9), **DECAY},
@@ -205,7 +205,7 @@ class Condition(NamedTuple):
     flags: list[str]
     grids: dict[str, list[dict[str, tuple]]] = DIGITS
     tuning_seeds: int = 5
-    finalist_seeds: int = 0  # on which the best are tried again, before one is chosen
+    finalist_seeds: int = 0  # on which the best settings are repeated before one is chosen
     seeds: int = SEEDS  # of the test
 
 
@@ -251,7 +251,7 @@ def scores(flags: list[str], seeds: int) -> list[float]:
 
 
 def ranking(tried: dict[str, list[float]]) -> list[str]:
-    """The settings by their mean error; those that diverged last."""
+    """Settings by mean error, those that diverged last."""
     means = {flags: np.mean(errors) for flags, errors in tried.items()}
     return sorted(means, key=lambda flags: (np.isnan(means[flags]), means[flags]))
 
