@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entropy_sgd_jax.flatness._figures import BLUE, INK, new_figure
+from entropy_sgd_jax.flatness._figures import BLUE, INK
 from entropy_sgd_jax.flatness._learning_coefficient import LearningCoefficient
 
 
@@ -52,6 +52,7 @@ def _chains(axes: Axes, series: np.ndarray) -> None:
 def learning_coefficients(
     courses: Mapping[str, tuple[Any, Any]],
     *,
+    losses: Mapping[str, tuple[Any, Any]] | None = None,
     xlabel: str = "update",
     title: str = "Local learning coefficient",
 ) -> Figure:
@@ -60,16 +61,25 @@ def learning_coefficients(
     Args:
       courses: from a name to the numbers of the updates, shape (points,), and the estimates there,
         as many records of ``local_learning_coefficient`` or ``Estimate``.
+      losses: from the same names to numbers of updates and losses, for a panel above; None for
+        none.
       xlabel: what training is counted in.
       title: above the picture.
     """
-    figure, axes = new_figure(6.5, 4, title)
+    figure = Figure(figsize=(6.5, 4 if losses is None else 6), layout="constrained")
+    panels = figure.subplots(1 if losses is None else 2, 1, sharex=True, squeeze=False)[:, 0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_title(title, loc="left", fontweight="bold", color=INK)
+    for name, (updates, values) in (losses or {}).items():
+        panels[0].plot(updates, values, lw=2, label=name)
+        panels[0].set_ylabel("loss")
     for name, (updates, estimates) in courses.items():
         value, error = np.array([[float(e.value), float(e.standard_error)] for e in estimates]).T
-        (line,) = axes.plot(updates, value, lw=2, marker=".", label=name)
-        axes.fill_between(
+        (line,) = panels[-1].plot(updates, value, lw=2, marker=".", label=name)
+        panels[-1].fill_between(
             updates, value - error, value + error, color=line.get_color(), alpha=0.25, lw=0
         )
-    axes.set(xlabel=xlabel, ylabel="local learning coefficient λ̂")
-    axes.legend(frameon=False)
+    panels[-1].set(xlabel=xlabel, ylabel="local learning coefficient λ̂")
+    panels[0].legend(frameon=False)
     return figure

@@ -92,6 +92,17 @@ def test_the_widths_of_three_optimizers(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+def test_complexity_rises_from_one_polygon_to_the_next(tmp_path: pathlib.Path) -> None:
+    shown = run_example(tmp_path, "superposition.py")
+    rows = re.findall(r"loss (\S+), λ̂ (\S+) ± (\S+)", shown)
+    losses, values, errors = zip(*(map(float, row) for row in rows), strict=True)
+    np.testing.assert_allclose(losses, [0.0972, 0.062, 0.0484], atol=1e-3)
+    assert values[1] - values[0] > 4 * np.hypot(errors[0], errors[1])
+    assert max(errors) < 0.2
+    assert (tmp_path / "superposition.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_a_gpt_in_replicas_sends_a_twentieth_of_the_bytes(tmp_path: pathlib.Path) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 2000)
     shown = run_example(tmp_path, "diloco_gpt.py", "--text", "text.txt", "--steps", "200")

@@ -67,8 +67,19 @@ def test_traces_show_the_loss_over_the_distance() -> None:
         for line, row in zip(axes.lines[:8], series, strict=True):
             np.testing.assert_allclose(line.get_ydata(), row, rtol=1e-6)
     assert distance.get_xlabel() == "step"
-    line = plots.learning_coefficients({"SGD": ([0, 10], [CHAINS] * 2)}).axes[0].lines[0]
+
+
+def test_coefficients_stand_under_the_losses() -> None:
+    course = {"SGD": ([0, 10], [CHAINS] * 2)}
+    line = plots.learning_coefficients(course).axes[0].lines[0]
     np.testing.assert_allclose(line.get_ydata(), CHAINS.value, rtol=1e-6)
+    above, below = plots.learning_coefficients(course, losses={"SGD": ([0, 5], [2.0, 1.0])}).axes
+    np.testing.assert_array_equal(above.lines[0].get_ydata(), [2.0, 1.0])
+    np.testing.assert_allclose(below.lines[0].get_ydata(), CHAINS.value, rtol=1e-6)
+    assert [axes.get_ylabel() for axes in (above, below)] == [
+        "loss",
+        "local learning coefficient λ̂",
+    ]
 
 
 def test_density_is_drawn_as_computed() -> None:
