@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.studies import claims
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -66,6 +68,13 @@ def test_the_spectrum_of_a_trained_network(tmp_path: pathlib.Path) -> None:
     # 80 of 96 symbols do not occur: what goes in for them has no effect on the loss.
     assert found["found"]["near zero"] > 100 * 4 * 48 * 80 / found["weights"]
     assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("kind", ["geometric", "linear", "quadratic", "bounded"])
+def test_each_kind_of_scoping_goes_from_the_low_scope_to_the_high_one(kind: str) -> None:
+    scope = claims.scopes(100)[kind]
+    assert scope(0) == pytest.approx(claims.LOW, rel=1e-5)
+    assert scope(100) == pytest.approx(claims.HIGH, rel=0.01)
 
 
 @pytest.mark.slow
