@@ -1,4 +1,4 @@
-"""What the samplers of the tempered posterior around given parameters share.
+"""What the two samplers of the tempered posterior around given parameters have in common.
 
 The density is p(w) ∝ exp(−nβ L(w) − γ/2 ‖w − w₀‖²). Several chains run side by side from w₀; the
 state of a chain is its offset w − w₀, so that small steps are not lost in the digits of w₀.
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
         return self.num_steps // 2
 
     def forgetting(self, number: jax.Array | int) -> jax.Array:
-        """The weight of step `number` in a running mean: ten first steps, then a tenth of all."""
+        """The weight of step `number` in a running mean over the newest tenth of steps so far."""
         return jnp.maximum(jnp.minimum(10 / (number + 1.0), 1), min(20 / self.num_steps, 1))
 
     def run(self, data: DataSet, step: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -78,10 +78,10 @@ def plan(num_chains: Any, num_steps: Any) -> Plan:
 
 
 class Samples(NamedTuple):
-    """What all steps left, burn-in included."""
+    """What is recorded at each step, burn-in included."""
 
     losses: jax.Array  # L(w) − L(w₀), shape (num_chains, num_steps)
-    errors: jax.Array  # what is recorded beside the loss, shape (num_chains, num_steps)
+    errors: jax.Array  # a second number beside the loss, shape (num_chains, num_steps)
     controls: jax.Array  # of mean zero, correlated with the losses, shape (num_chains, num_steps)
     distances: jax.Array  # ‖w − w₀‖², shape (num_chains, num_steps)
     biases: jax.Array  # of nβ L from the finite step size, shape (num_chains, num_steps)
@@ -141,7 +141,7 @@ class StepSize(NamedTuple):
 
 
 def zeros(params: PyTree, count: int) -> Any:
-    """`count` zero offsets, in at least float32 and sharded as the parameters are."""
+    """`count` offsets of zero, in at least float32 and sharded as the parameters are."""
 
     def leaf_zeros(leaf: Any) -> jax.Array:
         leaf = jnp.zeros_like(leaf, _trees.wide_dtype(leaf))
@@ -156,7 +156,7 @@ def at(params: PyTree, offset: PyTree) -> Any:
 
 
 def noise(key: Any, number: jax.Array | int, offset: PyTree) -> Any:
-    """Unit normal in the shapes of `offset`, whose first axis counts the chains."""
+    """Standard normal, in the shapes of `offset`, whose first axis is the chains."""
     count, one = len(jax.tree.leaves(offset)[0]), jax.tree.map(lambda leaf: leaf[0], offset)
     keys = noise_lib.step_keys("gaussian", key, number, jnp.arange(count))
     return jax.vmap(lambda key: noise_lib.draw("gaussian", key, one))(keys)

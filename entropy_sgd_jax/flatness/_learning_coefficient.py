@@ -47,7 +47,7 @@ class LearningCoefficient(NamedTuple):
     departure: jax.Array  # of ‖w − w₀‖², likewise
 
     def check(self) -> None:
-        """Warns of all that speaks against the value. Outside of ``jax.jit`` that has been done."""
+        """Warns of all that casts doubt on the value; outside ``jax.jit`` that is already done."""
         for message in _doubts(jax.tree.map(np.asarray, self)):
             warnings.warn(message, stacklevel=3)
 
@@ -106,31 +106,31 @@ def local_learning_coefficient(
     progress: bool | Progress = False,
     key: Key = 0,
 ) -> LearningCoefficient:
-    r"""The local learning coefficient: how many parameters the minimum really uses, halved.
+    r"""The local learning coefficient: half the number of parameters that a minimum really uses.
 
     .. math::
       \hat\lambda = n\beta \, (\langle L(w) \rangle - L(w_0)), \qquad
       p(w) \propto \exp(-n\beta \, L(w) - \gamma/2 \, \|w - w_0\|^2)
 
-    A model with a Hessian of full rank has half its number of parameters; each that is superfluous
-    or degenerate at w₀ counts less, and not at all if the loss does not depend on it. It is also
+    With a Hessian of full rank it is half the number of all parameters. One that is degenerate at
+    w₀ counts less, and one that the loss does not depend on counts nothing. It is also
     −∂F/∂ln(nβ) − nβ L(w₀) of the local entropy F at inverse temperature nβ.
 
     Chains start at w₀ and move side by side. By default each step is a Langevin step on the whole
     loss with Metropolis' correction, so that its size, found in the burn-in, biases nothing, and
-    its noise is remembered for as long as the valley found is wide. A few in twenty steps are
+    its momentum lasts about as long as it takes to cross the valley. A few in twenty steps are
     shorter, for valleys narrower than a step. With ``method="sgld"`` it is
 
     .. math::
       w \leftarrow w - (\varepsilon/2) (n\beta \nabla L_B(w) + \gamma (w - w_0))
       + \sqrt{\varepsilon} \, \xi
 
-    on one mini-batch B, new at each step and shared by the chains, with the noise taken from the
-    gradient that B shows at w₀. The loss is measured as a difference to w₀ on the next mini-batch,
+    on one mini-batch B, new at each step and shared by the chains; the noise that its gradient has
+    at w₀ is subtracted. The loss is measured as a difference to w₀ on the next mini-batch,
     which w does not know. What the step size adds to nβ ⟨L⟩ is (ε/8) ⟨(nβ ∇L + γ(w − w₀)) · nβ ∇L⟩
     in a quadratic valley, and less in a flatter one; it is subtracted, and ε is chosen so that it
-    is 4 % of λ̂. Outside of ``jax.jit`` a warning tells if chains diverge, have not arrived, or fall
-    below L(w₀); under it, call ``.check()`` on what came out.
+    is 4 % of λ̂. Outside ``jax.jit`` a warning tells if chains diverge, have not arrived, or fall
+    below L(w₀); inside, call ``.check()`` on the result.
 
     Cost: `num_steps` gradients of each chain, on all data or on a mini-batch; for "sgld" one more
     gradient a step, for all chains together. Memory for eight vectors like ``params`` for each
@@ -138,16 +138,16 @@ def local_learning_coefficient(
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar.
-      params: w₀, a minimum of the loss; real floating arrays in any pytree. What shall not move,
-        let ``loss`` close over.
+      params: w₀, a minimum of the loss; real floating arrays in any pytree. Let ``loss`` close
+        over what must not move.
       batches: stacked or iterable, see ``entropy_sgd_jax.flatness``. For "sgld" these are the
         mini-batches: stacked ones are drawn at random, others come in their order.
       inverse_temperature: nβ, above 0, the factor of the mean loss in the exponent. None is
         n / ln n, for the n examples in `batches`.
       scope: γ, above 0, in 1 / (units of the parameters)². It is not multiplied by nβ.
-      step_size: ε, above 0, in (units of the parameters)², of the longest steps. None has it found
+      step_size: ε, above 0, in (units of the parameters)², of the longest steps. None: it is found
         in the burn-in.
-      method: "metropolis", or "sgld" for data of which a pass at each step is too much.
+      method: "metropolis", or "sgld" where a pass over all data at each step is too much.
       precondition: whether each parameter has a step size of its own, ε times
         √(γ / mean squared force), as in RMSProp; the mean is taken in the burn-in and then kept.
         None is True if the step size is to be found, else False.

@@ -38,7 +38,7 @@ class Chain(NamedTuple):
     offset: PyTree  # w − w₀
     momentum: Any  # of P^(−1/2) (w − w₀)
     loss: jax.Array  # L(w) − L(w₀)
-    error: jax.Array  # what is recorded beside the loss
+    error: jax.Array  # a second number, recorded beside the loss
     gradient: PyTree  # ∇L(w)
     level: jax.Array  # in (−1, 1); Metropolis' ratio must exceed its size
 
@@ -64,7 +64,7 @@ def sample(
 def sampler(
     loss: Loss, params: PyTree, data: DataSet, plan: Plan, error: Loss | None = None
 ) -> Callable[[Target, jax.Array, Any, ArrayLike], tuple[Run, Any]]:
-    """From a target, a key, offsets w − w₀ and a first step size to all steps, and where they end.
+    """A function from target, key, offsets w − w₀ and first step size to all steps and their end.
 
     Losses are differences to that of the first chain at its start. `error` is recorded beside the
     loss, and need not have a gradient.
@@ -150,8 +150,8 @@ def _time(tuning: Tuning, number: jax.Array | int) -> jax.Array:
 def _memory(tuning: Tuning, time: jax.Array) -> jax.Array:
     """The share of the momentum that a step of this length leaves; shape ().
 
-    The squared width of the distribution is that of its principal axes, each weighted by its own:
-    that is what is estimated without bias from few chains, in any dimension.
+    The squared width is the mean over the principal axes, each weighted by its own variance: few
+    chains estimate that without bias, in any dimension.
     """
     overlap, square = tuning.spread
     width = jnp.sqrt(overlap / jnp.where(square > 0, square, 1))
@@ -176,7 +176,7 @@ def _conclude(
     samples: Samples,
     number: jax.Array | int,
 ) -> tuple[Chain, Tuning, Samples]:
-    """The second half of the kick, Metropolis' choice, and what is found and kept of the step."""
+    """The second half of the kick, Metropolis' choice, then tuning and recording."""
     preconditioner = _chains.preconditioner(plan, target, tuning.squares)
     roots = jax.tree.map(jnp.sqrt, preconditioner)
     momentum = _kicked(proposal, target, roots, _time(tuning, number))
@@ -190,9 +190,9 @@ def _conclude(
 def _choose(target: Target, chain: Chain, proposal: Chain) -> tuple[Chain, jax.Array]:
     """The proposals, or where they are refused the old states with their momentum turned round.
 
-    The level that decides is not drawn again at each step but moves on slowly, so that refusals
-    come one after the other and leave long runs between them, in which the momentum lives. That
-    leaves the density as it is: Neal, 2020.
+    The level that decides is not drawn afresh at each step but moves on slowly, so that refusals
+    come in a row, with long runs between them in which the momentum lives. The density stays as it
+    is: Neal, 2020.
     """
     gain = -_rise_of_energy(target, chain, proposal)
     taken = jnp.abs(chain.level) < jnp.exp(jnp.minimum(gain, 1))  # not if it is NaN

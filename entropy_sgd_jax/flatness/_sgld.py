@@ -1,7 +1,7 @@
 """Langevin chains on mini-batches, without Metropolis' correction: SGLD.
 
-Losses are differences to w₀ on the same mini-batch, and from both loss and gradient the noise is
-taken that the mini-batch shows at w₀ already, where its gradient is compared to the data set's.
+Losses are differences to w₀ on the same mini-batch. From loss and gradient alike, the noise is
+subtracted that the mini-batch's gradient has at w₀, where that of the whole data set is known.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def sample(
     move = jax.jit(functools.partial(_move, target, plan, noise_key))
 
     def step(number: jax.Array | int, carry: tuple[Chain, Samples]) -> Any:
-        # Drawn after the step that led here, which it must not know of.
+        # Drawn after the step that led here, which must not know it.
         batch, weight = draw(number)
         evaluated = evaluate(params, slope, carry[0].offset, batch, weight)
         return move(*carry, *evaluated, number)
@@ -112,7 +112,7 @@ def _evaluate(
 ) -> tuple[Any, Any, Any]:
     """Unbiased estimates of L(w) − L(w₀), of zero, and of ∇L(w), for each chain.
 
-    That of zero is what the noise of the mini-batch's gradient at w₀ adds to the loss along w − w₀.
+    The estimate of zero is what the noise of the mini-batch's gradient at w₀ adds to the loss.
     """
 
     def difference(offset: PyTree) -> Any:
@@ -132,10 +132,10 @@ def _evaluate(
 
 @functools.partial(jax.jit, static_argnums=1)
 def _controlled(samples: Samples, burn_in: int) -> Samples:
-    """The losses less what their regression on the controls explains, for each chain.
+    """The losses less what a regression on the controls explains, chain by chain.
 
-    Near w₀ that is all noise of the mini-batches; a chain that has moved far along a flat valley
-    has another gradient than w₀, and then the controls explain little.
+    Near w₀ that is all the noise of the mini-batches. Far along a flat valley the gradients are no
+    longer those of w₀, and the controls explain little.
     """
     kept = samples.kept(burn_in)
     losses, controls = kept.losses, kept.controls
@@ -156,7 +156,7 @@ def _move(
     gradient: PyTree,
     number: jax.Array | int,
 ) -> tuple[Chain, Samples]:
-    """One Langevin step, and what is found and kept of it."""
+    """One Langevin step, then tuning and recording."""
     beta, size = target.inverse_temperature, jnp.exp(chain.step_size.log)
     scales = _chains.preconditioner(plan, target, chain.squares)
     force = target.force(gradient, chain.offset)
@@ -187,6 +187,6 @@ def _move(
 
 
 def _change(rise: jax.Array, step_size: StepSize) -> jax.Array:
-    """Of log ε, so that the bias ε/8 ⟨P force, nβ ∇L⟩ comes to the share wanted of nβ (L − L₀)."""
+    """Of log ε, so that the bias ε/8 ⟨P force, nβ ∇L⟩ is the wanted share of nβ (L − L₀)."""
     wanted = jnp.log(8 * _BIAS * jnp.abs(rise[0]) / rise[1])
     return jnp.nan_to_num(jnp.clip(wanted - step_size.log, -0.7, 0.7), nan=0.0)
