@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 import programs
+import pytorch
 from experiments.harness.networks import Conv
 from experiments.harness.settings import Settings
 from experiments.workloads import char_lstm
@@ -201,4 +202,6 @@ def comparisons(size: Size, seconds: float) -> dict[str, Callable[[], list[Timed
 
 
 def compare(name: str, make: Callable[[Size], Task], size: Size, seconds: float) -> list[Timed]:
-    return interleave(contestants(make(size)), seconds, name)
+    task = make(size)
+    peers = [partial(pytorch.lstm, task)] if make is lstm and pytorch.FOUND else []
+    return interleave([*contestants(task), *peers], seconds, name)

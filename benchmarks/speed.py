@@ -13,7 +13,6 @@ unless `--again` says so: an interrupted command can simply be repeated.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import pathlib
 from collections.abc import Callable
 from functools import partial
@@ -24,13 +23,14 @@ import numpy as np
 
 import networks
 import programs
+import pytorch
 import report
 import startup
 import timing
 from growth import SWEEPS, against_sgd
 from programs import Task, mlp_task
 from report import CALLS
-from timing import Maker, Program, Timed, interleave
+from timing import Maker, Timed, interleave
 
 COMPILATIONS = 3  # of each program of the table
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -79,30 +79,8 @@ def contestants(task: Task) -> list[Maker]:
         partial(programs.scan, "diloco over AdamW, streaming", diloco(streaming=True), task),
         partial(programs.plain_langevin, task),
         partial(programs.sam, task),
-        *([partial(torch_sgd, task)] if importlib.util.find_spec("torch") else []),
+        *([partial(pytorch.mlp, task)] if pytorch.FOUND else []),
     ]
-
-
-def torch_sgd(task: Task) -> Program:
-    """`torch.optim.SGD` on the same network and batch size."""
-    import torch
-
-    torch.set_num_threads(timing.environment()["cores"])
-    layers: list[Any] = []
-    for layer in task.params:
-        layers += [torch.nn.Linear(*layer["w"].shape), torch.nn.ReLU()]
-    model = torch.nn.Sequential(*layers[:-1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-    images, labels = jax.tree.map(lambda leaf: leaf[0], task.batches)
-    images, labels = torch.tensor(images.tolist()), torch.tensor(labels.tolist())
-
-    def call() -> None:
-        for batch, label in zip(images, labels, strict=True):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(batch), label).backward()
-            optimizer.step()
-
-    return Program("torch.optim.SGD", call, task.inner_steps)
 
 
 def cost(rows: list[Timed], name: str, compiling: bool) -> report.Quartiles:
