@@ -30,7 +30,7 @@ with one_line_errors("many_hosts.py"):
     from experiments.harness import launcher
 
 DEVICES = 4  # in all, if the processes are started from here
-INNER_STEPS, BATCH_SIZE, UPDATES, SAVE_EVERY = 10, 64, 60, 20
+INNER_STEPS, BATCH_SIZE, UPDATES, SAVE_EVERY = 10, 64, 40, 20
 
 
 def initial_params() -> Any:

@@ -29,7 +29,7 @@ def report(*arguments: str | pathlib.Path) -> tuple[str, float, float]:
 
 def test_one_process_goes_on_where_two_stopped_and_ends_as_they_do(tmp_path: pathlib.Path) -> None:
     two = report("--checkpoints", tmp_path)
-    (tmp_path / "60").rename(tmp_path / "lost")  # their last checkpoint
+    (tmp_path / "40").rename(tmp_path / "lost")  # their last checkpoint
     one = report("--checkpoints", tmp_path, "--processes", "1")
     assert (two[0], one[0]) == ("2", "1")
     assert two[1] == one[1] < 15
