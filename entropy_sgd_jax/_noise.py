@@ -169,6 +169,16 @@ def draw(
     return jax.tree.unflatten(treedef, cast)
 
 
+def words(key: jax.Array, like: PyTree) -> PyTree:
+    """32 random bits for each number in `like`, from the words of a key."""
+    shapes = _shapes(like)
+    starts = _first_numbers(shapes)
+    return jax.tree.unflatten(
+        jax.tree.structure(like),
+        [_words(start, shape, key) for start, shape in zip(starts, shapes, strict=True)],
+    )
+
+
 Transform = Callable[[jax.Array], jax.Array]
 Shapes = list[tuple[int, ...]]
 

@@ -7,6 +7,7 @@ compiled pieces. Algorithms are written once, with the loops of their data set.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeVar
 
@@ -44,6 +45,23 @@ class DataSet:
         self._sizes_known = batch_size is None
         if self.stacked and batch_size is not None:
             _check_sizes(jax.jit(lambda batches: lax.map(batch_size, batches))(batches))
+
+    def program(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(data, *args)`, which is one compiled program if the batches are stacked.
+
+        Called piece by piece outside of ``jax.jit``, each piece would compile on its own.
+        """
+        if not self.stacked:
+            return function(self, *args)
+
+        @jax.jit
+        def whole(batches: PyTree, *args: Any) -> T:
+            data = copy.copy(self)
+            data._batches = batches
+            return function(data, *args)
+
+        result: T = whole(self._batches, *args)
+        return result
 
     def mean(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """From arguments to the mean over the data set of `function(*arguments, batch)`, a tree.

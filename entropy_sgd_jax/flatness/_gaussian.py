@@ -35,8 +35,8 @@ class Axes(NamedTuple):
         """The coordinates of a vector."""
         if self.complete:
             return _trees.inner_product(self.basis, vector), None
-        rest, along = _vectors.without(vector, self.basis)
-        return along, _vectors.without(rest, self.basis)[0]  # twice, to be orthogonal
+        rest, along = _vectors.orthogonalised(vector, self.basis)
+        return along, rest
 
     def join(self, coordinates: tuple[jax.Array, Any]) -> Any:
         """The vector with these coordinates."""
@@ -51,7 +51,7 @@ class Axes(NamedTuple):
         along = jax.random.normal(along_key, shape, _trees.wide_dtype(like))
         if self.complete:
             return along, None
-        return along, self.split(_vectors.draw(jax.random.normal, rest_key, like))[1]
+        return along, self.split(_vectors.draw("gaussian", rest_key, like))[1]
 
 
 class Gaussian(NamedTuple):
@@ -76,13 +76,11 @@ def principal_axes(
 ) -> Axes:
     """Eigenvectors of the Hessian: all of a small one, else those of a Krylov space."""
     rows = min(count, max(_NUMBERS // count, 32), _AXES)
-    start_key, restart_key = jax.random.split(key)
 
     def finite_product(vector: PyTree) -> Any:
         return _finite(product(vector))
 
-    first = _vectors.draw(_vectors.uniform, start_key, params)
-    krylov = _lanczos.start(first, rows, restart_key)
+    krylov = _lanczos.start(params, rows, key)
     krylov = _lanczos.extend(data, finite_product, krylov, -1, rows)
     _, rotation = jnp.linalg.eigh(krylov.projected)
     return Axes(_vectors.combine(rotation.T, krylov.basis), complete=rows == count)

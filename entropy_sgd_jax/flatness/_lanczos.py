@@ -32,19 +32,26 @@ class Krylov(NamedTuple):
     basis: PyTree  # V: rows not filled yet are zero
     projected: jax.Array  # T = Vᵀ A V, shape (rows, rows)
     vector: PyTree  # the next row: of norm 1, orthogonal to the basis
+    fresh: jax.Array  # whether a random one takes its place
     residual: jax.Array  # 0 if the basis spans an invariant subspace
     products: jax.Array  # with A, so far; int32
     key: jax.Array
 
 
-def start(vector: PyTree, rows: int, key: jax.Array) -> Krylov:
-    """An empty basis with room for `rows` vectors, of which `vector` is to be the first."""
+def start(like: PyTree, rows: int, key: jax.Array, vector: PyTree | None = None) -> Krylov:
+    """An empty basis with room for `rows` vectors, of which `vector` is to be the first.
+
+    Without one it is random.
+    """
+    dtype = _trees.wide_dtype(like)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, _trees.wide_dtype(leaf)), like)
     return Krylov(
-        unit=jnp.zeros((), _trees.wide_dtype(vector)),
-        basis=_vectors.empty_basis(rows, vector),
-        projected=jnp.zeros((rows, rows), _trees.wide_dtype(vector)),
-        vector=_vectors.normalised(vector),
-        residual=jnp.zeros((), _trees.wide_dtype(vector)),
+        unit=jnp.zeros((), dtype),
+        basis=_vectors.empty_basis(rows, zeros),
+        projected=jnp.zeros((rows, rows), dtype),
+        vector=zeros if vector is None else _vectors.normalised(vector),
+        fresh=jnp.full((), vector is None),
+        residual=jnp.zeros((), dtype),
         products=jnp.zeros((), jnp.int32),
         key=key,
     )
@@ -59,18 +66,19 @@ def extend(
     """
 
     def step(row: ArrayLike, krylov: Krylov) -> Krylov:
-        extended: Krylov = _absorb(krylov, row, product(_lifted(krylov)))
+        vector, lifted = _next(krylov)
+        extended: Krylov = _absorb(krylov._replace(vector=vector), row, product(lifted))
         return extended
 
     return data.loop(first, last, step, krylov)
 
 
 @jax.jit
-def _lifted(krylov: Krylov) -> Any:
-    """The vector at a size from which the matrix takes it half of the way to 1."""
-    known = krylov.unit > 0
-    scale = jnp.where(known, _half_way(krylov.unit), 1 / _vectors.peak(krylov.vector))
-    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), krylov.vector)
+def _next(krylov: Krylov) -> tuple[Any, Any]:
+    """The next row, and that at a size from which the matrix takes it half of the way to 1."""
+    vector, known = _random_if(krylov.fresh, krylov), krylov.unit > 0
+    scale = jnp.where(known, _half_way(krylov.unit), 1 / _vectors.peak(vector))
+    return vector, jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), vector)
 
 
 def _half_way(unit: jax.Array) -> jax.Array:
@@ -85,13 +93,16 @@ def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
     unit = jnp.where(known, krylov.unit, _vectors.binary_scale(_vectors.peak(image)))
     lifted = 1 / jnp.where(known, unit * _half_way(unit), unit)
     image = jax.tree.map(lambda leaf: leaf * lifted.astype(leaf.dtype), image)
-    overlaps = jnp.zeros_like(krylov.projected[0])
-    for _ in range(2):  # is enough to be orthogonal up to rounding
+
+    def once_more(_: ArrayLike, carry: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
         # Against the basis as it came: XLA would transpose a new one for these products.
-        image, old = _vectors.without(image, krylov.basis)
+        image, old = _vectors.without(carry[0], krylov.basis)
         own = _trees.inner_product(krylov.vector, image)
         image = _vectors.add_scaled(image, -own, krylov.vector)
-        overlaps = (overlaps + old).at[row].add(own)
+        return image, (carry[1] + old).at[row].add(own)
+
+    overlaps = jnp.zeros_like(krylov.projected[0])
+    image, overlaps = lax.fori_loop(0, 2, once_more, (image, overlaps))  # as `orthogonalised`
     basis = jax.tree.map(
         lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, row, 0),
         krylov.basis,
@@ -102,27 +113,32 @@ def _absorb(krylov: Krylov, row: ArrayLike, image: PyTree) -> Krylov:
     # Nothing new but rounding: the basis spans an invariant subspace, out of which only a random
     # vector leads.
     invariant = residual <= 10 * jnp.finfo(residual.dtype).eps * jnp.abs(projected).max()
-    key = jax.random.fold_in(krylov.key, krylov.products)
-    vector = _random_if(invariant, _vectors.normalised(image), key, basis)
-    residual = jnp.where(invariant, 0, residual)
     # Row −1 comes again as row 0, and is overwritten.
-    vector = jax.tree.map(lambda new, old: jnp.where(known, new, old), vector, krylov.vector)
-    return Krylov(unit, basis, projected, vector, residual, krylov.products + 1, krylov.key)
+    new = _vectors.normalised(image)
+    return krylov._replace(
+        unit=unit,
+        basis=basis,
+        projected=projected,
+        vector=_trees.where(known, new, krylov.vector),
+        fresh=known & invariant,
+        residual=jnp.where(invariant, 0, residual),
+        products=krylov.products + 1,
+    )
 
 
-def _random_if(condition: ArrayLike, vector: PyTree, key: jax.Array, basis: PyTree) -> Any:
-    """`vector`, or if the condition holds a random one, orthogonal to the basis.
+def _random_if(condition: jax.Array, krylov: Krylov) -> Any:
+    """The vector, or if the condition holds a random one, orthogonal to the basis.
 
     A loop of zero rounds or one, since a cond would copy the basis.
     """
 
     def draw(carry: Any) -> Any:
-        noise = _vectors.draw(_vectors.uniform, key, vector)
-        for _ in range(2):
-            noise, _ = _vectors.without(noise, basis)
+        key = jax.random.fold_in(krylov.key, krylov.products)
+        noise = _vectors.draw("gaussian", key, krylov.vector)
+        noise, _ = _vectors.orthogonalised(noise, krylov.basis)
         return jnp.zeros((), bool), _vectors.normalised(noise)
 
-    return lax.while_loop(lambda carry: carry[0], draw, (jnp.asarray(condition), vector))[1]
+    return lax.while_loop(lambda carry: carry[0], draw, (condition, krylov.vector))[1]
 
 
 @jax.jit
@@ -140,8 +156,5 @@ def restart(
     """
     kept = jnp.arange(len(rotation)) < keep
     basis = _vectors.combine(jnp.where(kept, rotation, 0).T, krylov.basis)
-    key = jax.random.fold_in(krylov.key, krylov.products)
-    vector = _random_if(fresh, krylov.vector, key, basis)
-    return krylov._replace(
-        basis=basis, projected=jnp.diag(jnp.where(kept, values, 0)), vector=vector
-    )
+    projected = jnp.diag(jnp.where(kept, values, 0))
+    return krylov._replace(basis=basis, projected=projected, fresh=krylov.fresh | fresh)

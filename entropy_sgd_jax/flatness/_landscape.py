@@ -89,7 +89,7 @@ def local_energy(
     here = mean(params, zeros, strengths[:1] * 0)
 
     def sample(number: jax.Array | int) -> jax.Array:
-        direction = _vectors.draw(jax.random.normal, keys[number], params)
+        direction = _vectors.draw("gaussian", keys[number], params)
         if multiplicative:
             direction = jax.tree.map(lambda z, w: z * w.astype(z.dtype), direction, params)
         rise: jax.Array = mean(params, direction, strengths) - here
@@ -154,7 +154,7 @@ def sharpness(
     num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
     data = DataSet(batches, batch_size)
     value_and_grad = data.mean(jax.value_and_grad(loss))
-    noise = _vectors.normalised(_vectors.draw(jax.random.normal, _checks.key(key), params))
+    noise = _vectors.normalised(_vectors.draw("gaussian", _checks.key(key), params))
 
     def step(number: jax.Array | int, carry: Any) -> Any:
         gradient, highest = carry

@@ -130,20 +130,22 @@ def spectral_density(
     num_probes = _checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     advice = "50 to 100 shows the bulk and the outliers of a network."
     num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
-    data = DataSet(batches, batch_size)
-    product, keys = operator(loss, params, data), jax.random.split(_checks.key(key), num_probes)
     rows = min(num_steps, count)  # all there are
 
-    def probe(number: jax.Array | int) -> jax.Array:
-        start_key, restart_key = jax.random.split(keys[number])
-        signs = _vectors.draw(jax.random.rademacher, start_key, params)
-        krylov = _lanczos.start(signs, rows, restart_key)
-        krylov = _lanczos.extend(data, product, krylov, -1, rows)
-        nodes, rotation = jnp.linalg.eigh(krylov.projected)
-        return jnp.pad(
-            jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
-        )
+    def find(data: DataSet, params: PyTree, key: jax.Array) -> SpectralDensity:
+        product, keys = operator(loss, params, data), jax.random.split(key, num_probes)
 
-    like = jnp.zeros((2, num_steps), _trees.wide_dtype(params))
-    rules = data.samples(num_probes, probe, like)
-    return SpectralDensity(nodes=rules[:, 0], weights=rules[:, 1])
+        def probe(number: jax.Array | int) -> jax.Array:
+            signs = _vectors.draw("rademacher", keys[number], params)
+            krylov = _lanczos.start(params, rows, keys[number], signs)
+            krylov = _lanczos.extend(data, product, krylov, -1, rows)
+            nodes, rotation = jnp.linalg.eigh(krylov.projected)
+            return jnp.pad(
+                jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
+            )
+
+        like = jnp.zeros((2, num_steps), _trees.wide_dtype(params))
+        rules = data.samples(num_probes, probe, like)
+        return SpectralDensity(nodes=rules[:, 0], weights=rules[:, 1])
+
+    return DataSet(batches, batch_size).program(find, params, _checks.key(key))

@@ -86,36 +86,36 @@ def top_eigenvalues(
     _checks.integer("max_products", max_products, 1, float("inf"), "2000 is the default.")
     advice = "1e-6 is the default."
     smallest = _checks.positive("tolerance", tolerance, advice, _trees.wide_dtype(params))
-    data = DataSet(batches, batch_size)
     rows = min(2 * k + 30, count)
-    product = operator(loss, params, data)
-    start_key, search_key = jax.random.split(_checks.key(key))
 
-    def sweep(search: _Search) -> _Search:
-        krylov = _lanczos.extend(data, product, search.krylov, search.filled, rows)
-        search = search._replace(krylov=krylov)
-        assessed: _Search = _assess(search, smallest, exhausted=rows == count)
-        return assessed
+    def find(data: DataSet, params: PyTree, smallest: jax.Array, key: jax.Array) -> Any:
+        product = operator(loss, params, data)
 
-    search = data.while_loop(
-        lambda search: ~search.done & (search.krylov.products < max_products),
-        sweep,
-        _nothing_found(params, start_key, search_key, rows, k),
-    )
-    values = jnp.where(search.converged, search.values * search.krylov.unit, jnp.nan)
-    if not return_eigenvectors:
-        return values
-    eigenvectors = jax.tree.map(lambda leaf: leaf[:k], search.krylov.basis)
-    return values, _trees.cast_like(eigenvectors, params)
+        def sweep(search: _Search) -> _Search:
+            krylov = _lanczos.extend(data, product, search.krylov, search.filled, rows)
+            search = search._replace(krylov=krylov)
+            assessed: _Search = _assess(search, smallest, exhausted=rows == count)
+            return assessed
+
+        search = data.while_loop(
+            lambda search: ~search.done & (search.krylov.products < max_products),
+            sweep,
+            _nothing_found(params, key, rows, k),
+        )
+        values = jnp.where(search.converged, search.values * search.krylov.unit, jnp.nan)
+        if not return_eigenvectors:
+            return values
+        eigenvectors = jax.tree.map(lambda leaf: leaf[:k], search.krylov.basis)
+        return values, _trees.cast_like(eigenvectors, params)
+
+    data = DataSet(batches, batch_size)
+    return data.program(find, params, smallest, _checks.key(key))
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "k"))  # its pieces would compile one by one
-def _nothing_found(
-    params: PyTree, start_key: jax.Array, search_key: jax.Array, rows: int, k: int
-) -> _Search:
-    """The search at its start, a random vector."""
-    first = _vectors.draw(_vectors.uniform, start_key, params)
-    krylov, no = _lanczos.start(first, rows, search_key), jnp.zeros((), bool)
+def _nothing_found(params: PyTree, key: jax.Array, rows: int, k: int) -> _Search:
+    """The search at its start, which is random."""
+    krylov, no = _lanczos.start(params, rows, key), jnp.zeros((), bool)
     return _Search(
         krylov=krylov,
         filled=jnp.full((), -1, jnp.int32),

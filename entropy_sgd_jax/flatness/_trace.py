@@ -85,20 +85,21 @@ def hessian_trace(
     num_probes = _checks.integer("num_probes", num_probes, 1, float("inf"), advice)
     advice = "'hutchinson' needs the least memory."
     _checks.choice("method", method, ("xtrace", "hutchinson"), advice)
-    data, key = DataSet(batches, batch_size), _checks.key(key)
-    product = operator(loss, params, data)
-    if method == "hutchinson":
-        return _hutchinson(data, product, params, jax.random.split(key, num_probes))
-    if count <= num_probes:
-        return _sum_of_diagonal(data, product, params, count)
-    if num_probes < _FEWEST:
-        return _hutchinson(data, product, params, jax.random.split(key, num_probes))
-    return _xtrace(data, product, params, jax.random.split(key, num_probes // 2), count)
+
+    def estimate(data: DataSet, params: PyTree, key: jax.Array) -> Estimate:
+        product = operator(loss, params, data)
+        if method == "xtrace" and count <= num_probes:
+            return _sum_of_diagonal(data, product, params, count)
+        if method == "hutchinson" or num_probes < _FEWEST:
+            return _hutchinson(data, product, params, jax.random.split(key, num_probes))
+        return _xtrace(data, product, params, jax.random.split(key, num_probes // 2), count)
+
+    return DataSet(batches, batch_size).program(estimate, params, _checks.key(key))
 
 
 def _hutchinson(data: DataSet, product: Product, params: PyTree, keys: jax.Array) -> Estimate:
     def probe(number: jax.Array | int) -> jax.Array:
-        signs = _vectors.draw(jax.random.rademacher, keys[number], params)
+        signs = _vectors.draw("rademacher", keys[number], params)
         return _trees.inner_product(signs, product(signs))
 
     like = jnp.zeros((), _trees.wide_dtype(params))
@@ -136,7 +137,7 @@ def _xtrace(
     size, dtype = len(keys), _trees.wide_dtype(params)
 
     def draw(key: jax.Array) -> PyTree:
-        return _vectors.draw(jax.random.normal, key, params)
+        return _vectors.draw("gaussian", key, params)
 
     def step(number: jax.Array | int, sketch: _Sketch) -> _Sketch:
         probe = draw(keys[number])
@@ -175,10 +176,7 @@ def _add(sketch: _Sketch, number: ArrayLike, probe: PyTree, image: PyTree) -> _S
     """Adds to the basis what is new in the image of a random vector."""
     unit = jnp.where(sketch.unit > 0, sketch.unit, _vectors.binary_scale(_vectors.peak(image)))
     image = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), image)
-    coordinates, new = jnp.zeros_like(sketch.forms), image
-    for _ in range(2):  # is enough to be orthogonal up to rounding
-        new, overlaps = _vectors.without(new, sketch.basis)
-        coordinates += overlaps
+    new, coordinates = _vectors.orthogonalised(image, sketch.basis)
     length = _vectors.norm(new)
     rounding = length <= 10 * jnp.finfo(length.dtype).eps * _vectors.norm(image)
     length = jnp.where(rounding, 0, length)

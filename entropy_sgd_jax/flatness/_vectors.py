@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
+from entropy_sgd_jax import _noise as noise_lib
 from entropy_sgd_jax._trees import PRECISION, inner_product, wide_dtype
 from entropy_sgd_jax._typing import PyTree
-
-# From −1 to 1: for directions of which nothing is asked but to miss no vector, the cheapest.
-uniform = functools.partial(jax.random.uniform, minval=-1)
 
 
 def arrays(params: PyTree) -> PyTree:
@@ -24,18 +24,34 @@ def arrays(params: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, params)
 
 
-def draw(sampler: Any, key: jax.Array, like: PyTree) -> PyTree:
-    """Independent samples in the shapes of `like`, in at least float32; a key for each leaf.
+@functools.partial(jax.jit, static_argnums=0)
+def draw(law: str, key: jax.Array, like: PyTree) -> PyTree:
+    """Independent samples of unit variance in the shapes of `like`, in at least float32.
+
+    From the hash of the library's own noise, since `jax.random` takes a second or two to compile;
+    but in the dtype asked for, so that every program that draws them has the same to its last digit
+    but one.
 
     Args:
-      sampler: `jax.random.normal`, `jax.random.rademacher` or `uniform`.
+      law: "gaussian" or "rademacher".
+      key: out of `split` or `fold_in`, which mix its bits.
+      like: a tree of arrays.
     """
-    leaves, treedef = jax.tree.flatten(like)
-    samples = [
-        sampler(leaf_key, jnp.shape(leaf), dtype=wide_dtype(leaf))
-        for leaf_key, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, samples)
+    words = noise_lib.words(jax.random.key_data(noise_lib.threefry(key)), like)
+    return jax.tree.map(lambda word, leaf: _LAWS[law](word, wide_dtype(leaf)), words, like)
+
+
+def _rademacher(word: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
+    return 1 - 2 * (word >> 31).astype(dtype)
+
+
+def _gaussian(word: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
+    """The quantile of 23 bits, the middle of 2⁻²³: up to 5.2."""
+    middle = (word >> 9).astype(dtype) + 0.5
+    return 2**0.5 * lax.erf_inv(middle * 2**-22 - 1)
+
+
+_LAWS = {"gaussian": _gaussian, "rademacher": _rademacher}
 
 
 def peak(tree: PyTree) -> jax.Array:
@@ -99,3 +115,15 @@ def without(vector: PyTree, basis: PyTree) -> tuple[PyTree, jax.Array]:
     """`vector` less its part in the span of the orthonormal `basis`, and its overlaps with that."""
     coefficients = inner_product(basis, vector)
     return add_scaled(vector, -1, combine(coefficients, basis)), coefficients
+
+
+def orthogonalised(vector: PyTree, basis: PyTree) -> tuple[PyTree, jax.Array]:
+    """`without` twice, which is enough to be orthogonal up to rounding."""
+
+    def once_more(_: ArrayLike, carry: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
+        rest, new = without(carry[0], basis)
+        return rest, carry[1] + new
+
+    rows = jax.tree.leaves(basis)[0].shape[0]
+    # A loop, which compiles once.
+    return lax.fori_loop(0, 2, once_more, (vector, jnp.zeros(rows, wide_dtype((vector, basis)))))
