@@ -86,6 +86,8 @@ def positive(
         limits_of = f"In {limits.dtype} it must be from {limits.tiny:.2g} to {limits.max:.2g}."
         allowed = f"{kind} in {'[' if zero else '('}0, inf)"
         raise _checks.error(name, allowed, _checks.shown(value), f"{advice} {limits_of}")
+    if isinstance(value, int | float | np.number):
+        value = known.astype(dtype)  # JAX would compile a program to do it
     return jnp.asarray(value, dtype)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+from jax.flatten_util import ravel_pytree
 
 from entropy_sgd_jax import _protocol, _trees
 from entropy_sgd_jax._typing import PyTree
@@ -139,6 +140,39 @@ def operator(
     if block:
         batch_product = jax.vmap(batch_product, (None, 0, None))
     return functools.partial(data.mean(batch_product), params)
+
+
+class Space(NamedTuple):
+    """The vectors that a matrix acts on."""
+
+    like: PyTree  # one of them
+    product: Callable[[PyTree], PyTree]  # with the curvature
+    to_tree: Callable[[PyTree], Any]  # from one of them to a tree like the parameters
+
+
+def space(loss: Loss, params: PyTree, data: DataSet, *, flat: bool) -> Space:
+    """Trees like the parameters; with `flat`, single arrays instead, see `is_flat`."""
+    product = operator(loss, params, data)
+    if not flat:
+        return Space(params, product, lambda vector: vector)
+    dtype = _trees.wide_dtype(params)
+    like, to_tree = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+
+    def flat_product(vector: jax.Array) -> jax.Array:
+        image, _ = ravel_pytree(product(to_tree(vector)))
+        return image.astype(dtype)
+
+    return Space(like, flat_product, to_tree)
+
+
+def is_flat(params: PyTree) -> bool:
+    """Whether the parameters are known to be on one device, so that no shard is torn apart.
+
+    All that an algorithm does with a vector is compiled for each of its leaves. Where there is one
+    leaf only, that is done in half of the time, or a tenth for a deep network.
+    """
+    leaves = jax.tree.leaves(params)
+    return not _trees.is_traced(params) and all(len(leaf.devices()) == 1 for leaf in leaves)
 
 
 def _hessian_product(loss: Any, params: PyTree, vector: PyTree, batch: PyTree) -> PyTree:

@@ -194,9 +194,17 @@ def local_learning_coefficient(
     plan = _plan(params, step_size, precondition, num_chains, num_steps, progress)
     advice = "'metropolis' is exact, and takes all data at each step; 'sgld' takes one batch."
     method = _checks.choice("method", method, tuple(_SAMPLERS), advice)
-    run = _SAMPLERS[method](loss, params, data, target, plan, _checks.key(key))
-    shared = method == "sgld"
-    estimate: LearningCoefficient = _estimate(run, target.inverse_temperature, plan.burn_in, shared)
+
+    def measure(
+        data: _sgld.Minibatches, params: PyTree, target: Any, step_size: Any, key: jax.Array
+    ) -> LearningCoefficient:
+        run = _SAMPLERS[method](loss, params, data, target, plan._replace(step_size=step_size), key)
+        return _estimate(run, target.inverse_temperature, plan.burn_in, shared=method == "sgld")
+
+    arguments = (params, target, plan.step_size, _checks.key(key))
+    estimate: LearningCoefficient = (
+        measure(data, *arguments) if progress else data.program(measure, *arguments)
+    )
     if not _trees.is_traced(estimate):
         estimate.check()
     return estimate
@@ -216,7 +224,7 @@ def _target(
                 f"`inverse_temperature` must be given where `batches` count {n:g} examples; got "
                 "None, which is n / ln n. Pass nβ, the factor of the loss in the exponent."
             )
-        temperature = n / jnp.log(n)
+        temperature = n / (jnp if _trees.is_traced(n) else np).log(n)
     dtype = _trees.wide_dtype(params)
     beta = _checks.positive("inverse_temperature", temperature, "n / ln n is usual.", dtype)
     return _chains.Target(beta, _checks.positive("scope", scope, "1.0 is the default.", dtype))

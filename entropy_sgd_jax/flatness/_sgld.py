@@ -39,7 +39,7 @@ class Minibatches(DataSet):
 
     def total(self) -> Any:
         """The weight of all batches, by default the number of examples."""
-        return sum(self._sizes()) if not self.stacked else self._sizes().sum()
+        return self._sizes().sum()
 
     def drawn(self, key: jax.Array) -> Callable[[Any], Any]:
         """From the number of a step to its batch, and that batch's weight over the mean weight.
@@ -48,11 +48,12 @@ class Minibatches(DataSet):
         again.
         """
         sizes = self._sizes()
-        mean = sum(sizes) / len(sizes)
+        mean = sizes.mean()
 
         def at_random(number: jax.Array | int) -> Any:
             i = jax.random.randint(jax.random.fold_in(key, number), (), 0, len(sizes))
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], self._batches), sizes[i] / mean
+            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], self._batches)
+            return batch, jnp.asarray(sizes)[i] / mean
 
         def in_order(number: jax.Array | int) -> Any:
             batch = next(endless)
@@ -62,6 +63,10 @@ class Minibatches(DataSet):
         return at_random if self.stacked else in_order
 
     def _sizes(self) -> Any:
+        if self.stacked and self._sizes_known:  # by their shapes
+            shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self._batches)]
+            size = next((shape[1] for shape in shapes if len(shape) > 1), 1)
+            return np.full(shapes[0][0], size, np.float32)
         if self.stacked:
             return jax.vmap(lambda batch: jnp.asarray(self._batch_size(batch), jnp.float32))(
                 self._batches
@@ -69,7 +74,7 @@ class Minibatches(DataSet):
         sizes = [float(np.asarray(self._batch_size(batch))) for batch in self._batches]
         if not sizes:
             raise ValueError("`batches` must hold at least one batch; got none. Pass the data.")
-        return sizes
+        return np.array(sizes)
 
     def _endless(self) -> Iterator[Any]:
         return itertools.chain.from_iterable(itertools.repeat(self._batches))

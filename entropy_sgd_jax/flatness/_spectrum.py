@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _checks, _estimates, _lanczos, _vectors
-from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._curvature import Loss, is_flat, space
 from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 from entropy_sgd_jax.flatness._estimates import Estimate
 
@@ -68,10 +68,11 @@ class SpectralDensity(NamedTuple):
 
         def kernel(nodes: jax.Array) -> jax.Array:
             distance = (grid - nodes[..., None]) / width  # SciPy's density squares the width
-            values: jax.Array = jnp.exp(-0.5 * distance**2) / (width * (2 * jnp.pi) ** 0.5)
+            values: jax.Array = jnp.exp(-0.5 * distance**2) / (2 * jnp.pi) ** 0.5
             return values
 
-        return self.expectation(kernel)
+        # Divided last, lest small weights underflow.
+        return Estimate(*(part / width for part in self.expectation(kernel)))
 
 
 def spectral_density(
@@ -130,22 +131,23 @@ def spectral_density(
     num_probes = _checks.integer("num_probes", num_probes, 1, float("inf"), _PROBES)
     advice = "50 to 100 shows the bulk and the outliers of a network."
     num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
-    rows = min(num_steps, count)  # all there are
+    rows, flat = min(num_steps, count), is_flat(params)  # `count` rows are all there are
 
     def find(data: DataSet, params: PyTree, key: jax.Array) -> SpectralDensity:
-        product, keys = operator(loss, params, data), jax.random.split(key, num_probes)
+        like, product, _ = space(loss, params, data, flat=flat)
+        keys = jax.random.split(key, num_probes)
 
         def probe(number: jax.Array | int) -> jax.Array:
-            signs = _vectors.draw("rademacher", keys[number], params)
-            krylov = _lanczos.start(params, rows, keys[number], signs)
+            signs = _vectors.draw("rademacher", keys[number], like)
+            krylov = _lanczos.start(like, rows, keys[number], signs)
             krylov = _lanczos.extend(data, product, krylov, -1, rows)
             nodes, rotation = jnp.linalg.eigh(krylov.projected)
             return jnp.pad(
                 jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
             )
 
-        like = jnp.zeros((2, num_steps), _trees.wide_dtype(params))
-        rules = data.samples(num_probes, probe, like)
+        empty = jnp.zeros((2, num_steps), _trees.wide_dtype(params))
+        rules = data.samples(num_probes, probe, empty)
         return SpectralDensity(nodes=rules[:, 0], weights=rules[:, 1])
 
     return DataSet(batches, batch_size).program(find, params, _checks.key(key))

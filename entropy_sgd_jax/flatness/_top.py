@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _checks, _lanczos, _vectors
-from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._curvature import Loss, is_flat, space
 from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 from entropy_sgd_jax.flatness._lanczos import Krylov
 
@@ -86,10 +86,10 @@ def top_eigenvalues(
     _checks.integer("max_products", max_products, 1, float("inf"), "2000 is the default.")
     advice = "1e-6 is the default."
     smallest = _checks.positive("tolerance", tolerance, advice, _trees.wide_dtype(params))
-    rows = min(2 * k + 30, count)
+    rows, flat = min(2 * k + 30, count), is_flat(params)
 
     def find(data: DataSet, params: PyTree, smallest: jax.Array, key: jax.Array) -> Any:
-        product = operator(loss, params, data)
+        like, product, to_tree = space(loss, params, data, flat=flat)
 
         def sweep(search: _Search) -> _Search:
             krylov = _lanczos.extend(data, product, search.krylov, search.filled, rows)
@@ -100,22 +100,22 @@ def top_eigenvalues(
         search = data.while_loop(
             lambda search: ~search.done & (search.krylov.products < max_products),
             sweep,
-            _nothing_found(params, key, rows, k),
+            _nothing_found(like, key, rows, k),
         )
         values = jnp.where(search.converged, search.values * search.krylov.unit, jnp.nan)
         if not return_eigenvectors:
             return values
         eigenvectors = jax.tree.map(lambda leaf: leaf[:k], search.krylov.basis)
-        return values, _trees.cast_like(eigenvectors, params)
+        return values, _trees.cast_like(jax.vmap(to_tree)(eigenvectors), params)
 
     data = DataSet(batches, batch_size)
     return data.program(find, params, smallest, _checks.key(key))
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "k"))  # its pieces would compile one by one
-def _nothing_found(params: PyTree, key: jax.Array, rows: int, k: int) -> _Search:
+def _nothing_found(like: PyTree, key: jax.Array, rows: int, k: int) -> _Search:
     """The search at its start, which is random."""
-    krylov, no = _lanczos.start(params, rows, key), jnp.zeros((), bool)
+    krylov, no = _lanczos.start(like, rows, key), jnp.zeros((), bool)
     return _Search(
         krylov=krylov,
         filled=jnp.full((), -1, jnp.int32),

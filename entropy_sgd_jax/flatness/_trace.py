@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _checks, _estimates, _vectors
-from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._curvature import Loss, is_flat, space
 from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 from entropy_sgd_jax.flatness._estimates import Estimate
 
@@ -86,29 +86,31 @@ def hessian_trace(
     advice = "'hutchinson' needs the least memory."
     _checks.choice("method", method, ("xtrace", "hutchinson"), advice)
 
+    flat = is_flat(params)
+
     def estimate(data: DataSet, params: PyTree, key: jax.Array) -> Estimate:
-        product = operator(loss, params, data)
+        like, product, _ = space(loss, params, data, flat=flat)
         if method == "xtrace" and count <= num_probes:
-            return _sum_of_diagonal(data, product, params, count)
+            return _sum_of_diagonal(data, product, like, count)
         if method == "hutchinson" or num_probes < _FEWEST:
-            return _hutchinson(data, product, params, jax.random.split(key, num_probes))
-        return _xtrace(data, product, params, jax.random.split(key, num_probes // 2), count)
+            return _hutchinson(data, product, like, jax.random.split(key, num_probes))
+        return _xtrace(data, product, like, jax.random.split(key, num_probes // 2), count)
 
     return DataSet(batches, batch_size).program(estimate, params, _checks.key(key))
 
 
-def _hutchinson(data: DataSet, product: Product, params: PyTree, keys: jax.Array) -> Estimate:
+def _hutchinson(data: DataSet, product: Product, like: PyTree, keys: jax.Array) -> Estimate:
     def probe(number: jax.Array | int) -> jax.Array:
-        signs = _vectors.draw("rademacher", keys[number], params)
+        signs = _vectors.draw("rademacher", keys[number], like)
         return _trees.inner_product(signs, product(signs))
 
-    like = jnp.zeros((), _trees.wide_dtype(params))
-    return _estimates.of_samples(data.samples(len(keys), probe, like))
+    zero = jnp.zeros((), _trees.wide_dtype(like))
+    return _estimates.of_samples(data.samples(len(keys), probe, zero))
 
 
-def _sum_of_diagonal(data: DataSet, product: Product, params: PyTree, count: int) -> Estimate:
-    dtype = _trees.wide_dtype(params)
-    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
+def _sum_of_diagonal(data: DataSet, product: Product, like: PyTree, count: int) -> Estimate:
+    dtype = _trees.wide_dtype(like)
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), like))
 
     def entry(number: jax.Array | int) -> jax.Array:
         unit_vector = unravel(jax.nn.one_hot(number, count, dtype=dtype))
@@ -130,14 +132,12 @@ class _Sketch(NamedTuple):
     forms: jax.Array  # ω · A ω, shape (k,)
 
 
-def _xtrace(
-    data: DataSet, product: Product, params: PyTree, keys: jax.Array, count: int
-) -> Estimate:
+def _xtrace(data: DataSet, product: Product, like: PyTree, keys: jax.Array, count: int) -> Estimate:
     """From a product with each random vector, and one with each vector of their images' basis."""
-    size, dtype = len(keys), _trees.wide_dtype(params)
+    size, dtype = len(keys), _trees.wide_dtype(like)
 
     def draw(key: jax.Array) -> PyTree:
-        return _vectors.draw("gaussian", key, params)
+        return _vectors.draw("gaussian", key, like)
 
     def step(number: jax.Array | int, sketch: _Sketch) -> _Sketch:
         probe = draw(keys[number])
@@ -148,10 +148,10 @@ def _xtrace(
         vector, peak = _row(sketch.basis, number)
         return _trees.inner_product(sketch.basis, product(vector)) / sketch.unit * peak
 
-    like = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), like)
     empty = _Sketch(
         unit=jnp.zeros((), dtype),
-        basis=_vectors.empty_basis(size, like),
+        basis=_vectors.empty_basis(size, wide),
         coordinates=jnp.zeros((size, size), dtype),
         forms=jnp.zeros(size, dtype),
     )
