@@ -2,95 +2,145 @@
 
     python benchmarks/learning_coefficient.py                     # ours alone
     python benchmarks/learning_coefficient.py --peer PYTHON       # an interpreter with devinterp
+    python benchmarks/learning_coefficient.py --peer PYTHON --speed
 
 A network 64-64-10 is trained on the digits of scikit-learn; then chains of SGLD with the same step
 size, temperature, localisation and batch size run in both, and a Metropolis-adjusted chain here.
+
+With --speed it is draws per second that are compared, burn-in included, of networks of 50,890 and
+1,068,810 parameters: in turn, each time in a new process without a compilation cache, the first
+call and then warm ones. The peer reads whole batches, and has one thread or all, whichever is
+faster for it. Only ratios of one run on an idle machine mean anything.
+
 devinterp 1.3.2 runs beside PyTorch on a CPU: `pip install torch numpy pandas matplotlib
-cloudpickle torchvision`, then `pip install --no-deps devinterp==1.3.2`.
+cloudpickle tqdm`, then `pip install --no-deps devinterp==1.3.2`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import pathlib
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-BATCH, SCOPE, STEP_SIZE, CHAINS, STEPS = 128, 100.0, 1e-4, 8, 1000
+BATCH, SCOPE, STEP_SIZE, CHAINS, STEPS = 128, 100.0, 1e-4, 8, 2000
+SIZES = {"small": (784, 64, 10), "large": (784, 1024, 256, 10)}
+ROUNDS, WARM_CALLS = 3, 2
 
 
-def ours(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Trains, leaves parameters and data in `file`, and measures."""
-    import jax
+def initialise(widths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Weights w0, w1, … and biases b0, b1, …"""
+    random, params = np.random.default_rng(0), {}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        weights = random.normal(size=(inputs, outputs)) / inputs**0.5
+        params |= {f"w{i}": weights.astype(np.float32), f"b{i}": np.zeros(outputs, np.float32)}
+    return params
+
+
+def loss(params: Any, batch: Any) -> Any:
+    """Of the network with tanh between its layers."""
     import jax.numpy as jnp
+    import optax
+
+    outputs = batch[0]
+    for i in range(len(params) // 2):
+        outputs = (jnp.tanh(outputs) if i else outputs) @ params[f"w{i}"] + params[f"b{i}"]
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1]).mean()
+
+
+def train(file: pathlib.Path) -> None:
+    """Leaves the data and a network trained on the digits in `file`."""
+    import jax
     import optax
     from sklearn.datasets import load_digits
 
-    from entropy_sgd_jax import flatness
-
     digits = load_digits()
     count = len(digits.target) // BATCH * BATCH
-    images = (digits.data[:count] / 16).astype(np.float32)
-    labels = digits.target[:count]
-    random = np.random.default_rng(0)
-    params = {
-        "w1": jnp.asarray(random.normal(size=(64, 64)) / 8, jnp.float32),
-        "b1": jnp.zeros(64),
-        "w2": jnp.asarray(random.normal(size=(64, 10)) / 8, jnp.float32),
-        "b2": jnp.zeros(10),
-    }
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        hidden = jnp.tanh(batch[0] @ params["w1"] + params["b1"])
-        logits = hidden @ params["w2"] + params["b2"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
-
+    data = (digits.data[:count] / 16).astype(np.float32), digits.target[:count]
     adam = optax.adam(3e-3)
 
     @jax.jit
-    def train(params: Any) -> Any:
+    def run(params: Any) -> Any:
         def step(carry: Any, _: None) -> Any:
             params, state = carry
-            updates, state = adam.update(jax.grad(loss)(params, (images, labels)), state)
+            updates, state = adam.update(jax.grad(loss)(params, data), state)
             return (optax.apply_updates(params, updates), state), None
 
         return jax.lax.scan(step, (params, adam.init(params)), length=1000)[0][0]
 
-    params = jax.block_until_ready(train(params))
-    init_loss = float(loss(params, (images, labels)))
-    np.savez(file, images=images, labels=labels, init_loss=init_loss, **params)
-    mini = jax.tree.map(lambda x: jnp.reshape(x, (-1, BATCH, *x.shape[1:])), (images, labels))
-    whole = jax.tree.map(lambda x: jnp.asarray(x)[None], (images, labels))
-    sgld = {"method": "sgld", "step_size": STEP_SIZE, "num_steps": 2 * STEPS}
-    rows = []
-    for name, batches, options in [("SGLD", mini, sgld), ("Metropolis", whole, {})]:
+    params = run(initialise((64, 64, 10)))
+    np.savez(file, images=data[0], labels=data[1], init_loss=loss(params, data), **params)
+
+
+def invent(file: pathlib.Path, widths: Sequence[int]) -> None:
+    """Leaves random data and a network as initialised: speed knows no difference."""
+    random = np.random.default_rng(1)
+    images = random.normal(size=(16 * BATCH, widths[0])).astype(np.float32)
+    labels = random.integers(0, widths[-1], len(images))
+    np.savez(file, images=images, labels=labels, init_loss=2.5, **initialise(widths))
+
+
+def load(file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The data and the parameters."""
+    stored = dict(np.load(file))
+    data = {name: stored.pop(name) for name in ("images", "labels", "init_loss")}
+    return data, stored
+
+
+def timed(call: Callable[[], Any], calls: int) -> tuple[Any, list[float]]:
+    seconds = []
+    for _ in range(calls):
         began = time.perf_counter()
-        estimate = flatness.local_learning_coefficient(
-            loss, params, batches, scope=SCOPE, num_chains=CHAINS, **options
-        )
-        value = jax.block_until_ready(estimate.value)
-        seconds = time.perf_counter() - began
-        steps = estimate.trace.size
-        rows.append(
-            {
-                "program": f"entropy_sgd_jax, {name}",
-                "value": float(value),
-                "standard_error": float(estimate.standard_error),
-                "step_bias_subtracted": float(estimate.step_bias),
-                "gradients_per_second": steps / seconds,
-                "seconds": seconds,
-            }
-        )
-    return rows
+        result = call()
+        seconds.append(time.perf_counter() - began)
+    return result, seconds
 
 
-def peer(file: pathlib.Path) -> list[dict[str, Any]]:
-    """The same by devinterp, from what `ours` left."""
+def ours(file: pathlib.Path, method: str, step_size: float, steps: int, calls: int) -> Any:
+    """Value, standard error and the seconds of each call, of which the first compiles."""
+    import jax
+
+    from entropy_sgd_jax import flatness
+
+    data, params = load(file)
+    pair = data["images"], data["labels"]
+    sgld = method == "sgld"
+    batches = jax.tree.map(
+        lambda leaf: jax.numpy.asarray(
+            leaf.reshape(-1, BATCH, *leaf.shape[1:]) if sgld else leaf[None]
+        ),
+        pair,
+    )
+
+    @jax.jit
+    def measure(params: Any, batches: Any) -> Any:
+        return flatness.local_learning_coefficient(
+            loss, params, batches, scope=SCOPE, num_chains=CHAINS, num_steps=steps, method=method,
+            step_size=step_size if sgld else None,
+        )  # fmt: skip
+
+    params = jax.block_until_ready(jax.device_put(params))
+    result, seconds = timed(lambda: jax.block_until_ready(measure(params, batches)), calls)
+    return {
+        "value": float(result.value),
+        "standard_error": float(result.standard_error),
+        "step_bias_subtracted": float(result.step_bias),
+        "seconds": seconds,
+    }
+
+
+def peer(file: pathlib.Path, step_size: float, steps: int, calls: int) -> Any:
+    """The same by devinterp."""
     import warnings
 
     warnings.simplefilter("ignore")
@@ -98,66 +148,118 @@ def peer(file: pathlib.Path) -> list[dict[str, Any]]:
     from devinterp.optim.sgld import SGLD
     from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 
-    torch.set_num_threads(1)  # more wait for each other on cores that do other work too
-    stored = np.load(file)
-    first, second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
-    with torch.no_grad():
-        for layer, number in ((first, 1), (second, 2)):
-            layer.weight.copy_(torch.tensor(stored[f"w{number}"].T))
-            layer.bias.copy_(torch.tensor(stored[f"b{number}"]))
-    model = torch.nn.Sequential(first, torch.nn.Tanh(), second)
-    data = torch.utils.data.TensorDataset(
-        torch.tensor(stored["images"]), torch.tensor(stored["labels"]).long()
-    )
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
+    stored, params = load(file)
+    layers: list[Any] = []
+    for i in range(len(params) // 2):
+        layer = torch.nn.Linear(*params[f"w{i}"].shape)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(params[f"w{i}"].T))
+            layer.bias.copy_(torch.tensor(params[f"b{i}"]))
+        layers += [torch.nn.Tanh()] * bool(i) + [layer]
+    model = torch.nn.Sequential(*layers)
+    images, labels = torch.tensor(stored["images"]), torch.tensor(stored["labels"]).long()
+
+    class Loader(torch.utils.data.DataLoader):
+        """Shuffled, whole batches at a time: one by one takes longer than the chains."""
+
+        def __iter__(self) -> Any:
+            order = torch.randperm(len(images)).reshape(-1, BATCH)
+            return iter([(images[rows], labels[rows]) for rows in order])
+
+    loader = Loader(torch.utils.data.TensorDataset(images, labels), batch_size=BATCH)
 
     def evaluate(model: Any, batch: Any) -> Any:
         return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    nbeta = len(data) / np.log(len(data))
-    began = time.perf_counter()
-    result = estimate_learning_coeff_with_summary(
-        model,
-        loader,
-        evaluate=evaluate,
-        sampling_method=SGLD,
-        optimizer_kwargs={"lr": STEP_SIZE, "localization": SCOPE, "nbeta": nbeta},
-        num_draws=STEPS,
-        num_chains=CHAINS,
-        num_burnin_steps=STEPS,
-        init_loss=float(stored["init_loss"]),
-        seed=0,
-        verbose=False,
-    )
-    seconds = time.perf_counter() - began
-    return [
-        {
-            "program": "devinterp, SGLD",
-            "value": float(result["llc/mean"]),
-            "standard_error": float(result["llc/std"]) / CHAINS**0.5,
-            "gradients_per_second": 2 * STEPS * CHAINS / seconds,
-            "seconds": seconds,
-        }
-    ]
+    def measure(steps: int = steps, chains: int = CHAINS) -> Any:
+        nbeta = len(images) / np.log(len(images))
+        return estimate_learning_coeff_with_summary(
+            model,
+            loader,
+            evaluate=evaluate,
+            sampling_method=SGLD,
+            optimizer_kwargs={"lr": step_size, "localization": SCOPE, "nbeta": nbeta},
+            num_draws=steps // 2,
+            num_chains=chains,
+            num_burnin_steps=steps // 2,
+            init_loss=float(stored["init_loss"]),
+            seed=0,
+            verbose=False,
+        )
+
+    def trial(threads: int) -> float:
+        torch.set_num_threads(threads)
+        return min(timed(lambda: measure(40, 1), 3)[1])
+
+    torch.set_num_threads(min((1, os.cpu_count() or 1), key=trial))
+    result, seconds = timed(measure, calls)
+    return {
+        "value": float(result["llc/mean"]),
+        "standard_error": float(result["llc/std"]) / CHAINS**0.5,
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+    }
+
+
+def run(python: str, program: str, file: pathlib.Path, *settings: float) -> Any:
+    """`ours` or `peer` in a process of its own."""
+    command = [python, __file__, "--run", program, str(file), *map(repr, settings)]
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare_values(programs: dict[str, str], file: pathlib.Path) -> None:
+    train(file)
+    for program, python in programs.items():
+        found = run(python, program, file, STEP_SIZE, STEPS, 1)
+        per_second = STEPS * CHAINS / found["seconds"][0]
+        print(json.dumps({"program": program, **found, "gradients_per_second": per_second}))
+
+
+def compare_speed(programs: dict[str, str], file: pathlib.Path, steps: int) -> None:
+    for size, widths in SIZES.items():
+        invent(file, widths)
+        seconds: dict[str, list[list[float]]] = {program: [] for program in programs}
+        for _ in range(ROUNDS):
+            for program, python in programs.items():
+                found = run(python, program, file, 1e-7, steps, 1 + WARM_CALLS)
+                seconds[program].append([found["seconds"][0], min(found["seconds"][1:])])
+        for column, call in enumerate(("first call", "warm")):
+            rows = {program: [row[column] for row in seconds[program]] for program in programs}
+            line: dict[str, Any] = {"network": size, "call": call, "chains": CHAINS, "steps": steps}
+            for program, row in rows.items():
+                line[f"draws per second, {program}"] = round(CHAINS * steps / min(row), 1)
+            if "devinterp" in rows:
+                pairs = zip(rows["devinterp"], rows["sgld"], strict=True)
+                line["ratio"] = round(statistics.median(theirs / own for theirs, own in pairs), 2)
+            print(json.dumps(line), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with devinterp 1.x")
-    parser.add_argument("--read", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--speed", action="store_true", help="draws per second")
+    parser.add_argument("--steps", type=int, default=400, help="of each chain, with --speed")
+    parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.read:
-        print(json.dumps(peer(arguments.read)))
+    if arguments.run:
+        program, file, step_size, steps, calls = arguments.run
+        settings = float(step_size), int(steps), int(calls)
+        path = pathlib.Path(file)
+        found = peer(path, *settings) if program == "devinterp" else ours(path, program, *settings)
+        print(json.dumps(found))
         return
+    names = ["sgld"] if arguments.speed else ["sgld", "metropolis"]
+    programs = dict.fromkeys(names, sys.executable)
+    if arguments.peer:
+        programs["devinterp"] = arguments.peer
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "network.npz"
-        rows = ours(file)
-        if arguments.peer:
-            command = [arguments.peer, __file__, "--read", str(file)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows += json.loads(done.stdout.splitlines()[-1])
-    for row in rows:
-        print(json.dumps(row))
+        if arguments.speed:
+            compare_speed(programs, file, arguments.steps)
+        else:
+            compare_values(programs, file)
 
 
 if __name__ == "__main__":
