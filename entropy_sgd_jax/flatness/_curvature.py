@@ -156,13 +156,10 @@ def space(loss: Loss, params: PyTree, data: DataSet, *, flat: bool) -> Space:
     if not flat:
         return Space(params, product, lambda vector: vector)
     dtype = _trees.wide_dtype(params)
-    like, to_tree = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
-
-    def flat_product(vector: jax.Array) -> jax.Array:
-        image, _ = ravel_pytree(product(to_tree(vector)))
-        return image.astype(dtype)
-
-    return Space(like, flat_product, to_tree)
+    like, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    to_tree = jax.jit(unravel)
+    to_array = jax.jit(lambda tree: ravel_pytree(tree)[0].astype(dtype))
+    return Space(like, lambda vector: to_array(product(to_tree(vector))), to_tree)
 
 
 def is_flat(params: PyTree) -> bool:
