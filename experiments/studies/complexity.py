@@ -47,6 +47,7 @@ with one_line_errors("complexity.py"):
 # Until the loss is reached, so that no schedule is cut short.
 CONSTANT = {"schedule": "constant", "inner_schedule": "constant"}
 EXAMPLES = {"digits": 1280, "mnist": 2048}
+NAMES = {"digits": "digits", "mnist": "MNIST"}
 ROWS = {
     "largest eigenvalue": ("λ max", ".3f"),
     "trace": ("trace", ".2f"),
@@ -165,7 +166,7 @@ def draw(found: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
         for axes, scope in zip(panels[:, column], scopes[column], strict=False):
             _draw_one(axes, study["optimizers"], scope)
             target = study["settings"]["target"]
-            axes.set_title(f"{dataset}, loss {target:g} nats, γ = {scope}", fontsize=10)
+            axes.set_title(f"{NAMES[dataset]}, loss {target:g} nats, γ = {scope}", fontsize=10)
         panels[-1, column].set_xlabel("local learning coefficient λ̂   (← simpler)")
     figure.savefig(path, dpi=150)
 
@@ -206,7 +207,7 @@ def main() -> None:
         name: measure(options, name, model, dataset)
         for name in track(flatness_table.OPTIMIZERS, "measuring", console=console)
     }
-    study = f"{options.dataset}, {options.target:g} nats"
+    study = f"{NAMES[options.dataset]}, {options.target:g} nats"
     Console(width=max(console.width, 110)).print(table_of(results, study))
     settings = {
         key: value for key, value in vars(options).items() if key not in ("out", "data_dir")

@@ -39,12 +39,6 @@ def test_steps_that_make_no_whole_rounds_are_one_line(tmp_path: pathlib.Path) ->
     assert done.stderr == "diloco_gpt.py: error: --steps 150 given, a multiple of 100 expected\n"
 
 
-def test_mnist_without_its_folder_is_one_line(tmp_path: pathlib.Path) -> None:
-    done = run(tmp_path, "complexity", "--dataset", "mnist")
-    assert done.returncode == 2
-    assert done.stderr.startswith("complexity.py: error: --dataset mnist needs --data-dir")
-
-
 @pytest.mark.slow
 def test_replicas_of_a_gpt_learn_a_text(tmp_path: pathlib.Path) -> None:
     words = "the quick brown fox jumps over the lazy dog and runs away. " * 2000
@@ -90,20 +84,3 @@ def test_solutions_side_by_side(tmp_path: pathlib.Path) -> None:
     for optimizer in ("SGD", "Adam", "SAM", "Entropy-SGD", "Parle"):
         assert optimizer[:7] in done.stdout
     assert (tmp_path / "flatness_table.png").is_file()
-
-
-@pytest.mark.slow
-def test_coefficients_at_equal_loss(tmp_path: pathlib.Path) -> None:
-    short = "--seeds 2 --steps 100 --chains 2 --scopes 100 --target 0.01 --effective-epochs 100"
-    done = run(tmp_path, "complexity", *short.split())
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "complexity.json").read_text())["digits"]
-    assert found["settings"]["target"] == 0.01
-    assert list(found["optimizers"]) == ["SGD", "Adam", "SAM", "Entropy-SGD", "Parle, 3 replicas"]
-    for values in found["optimizers"].values():
-        assert all(0.005 < loss < 0.01 for loss in values["training loss"])
-        coefficients = values["coefficients"]["100"]
-        assert len(coefficients["value"]) == 2
-        assert all(map(bool, coefficients["doubts"]))  # 100 steps are too few
-    assert "less SGD's" in done.stdout
-    assert (tmp_path / "complexity.png").stat().st_size > 10_000
