@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.studies import claims
+from experiments.studies import claims, spectrum
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -66,8 +66,23 @@ def test_the_spectrum_of_a_trained_network(tmp_path: pathlib.Path) -> None:
     found = json.loads((tmp_path / "spectra.json").read_text())["figure_3b"]
     assert found["weights"] == 4 * 48 * (96 + 48 + 1) + 48 * 96
     # 80 of 96 symbols do not occur: what goes in for them has no effect on the loss.
-    assert found["found"]["near zero"] > 100 * 4 * 48 * 80 / found["weights"]
+    assert found["found"]["near zero, at most"] > 100 * 4 * 48 * 80 / found["weights"]
     assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.1, 0.5, 3.0])
+def test_a_rule_bounds_the_share_near_zero(radius: float) -> None:
+    random = np.random.default_rng(0)
+    eigenvalues = np.concatenate([random.normal(size=40), 1e-4 * random.normal(size=60)])
+    # The Gauss rule of equal weights on them, from Lanczos in exact orthogonality.
+    start = np.full((100, 1), 0.1)
+    krylov, _ = np.linalg.qr(np.hstack([start * eigenvalues[:, None] ** k for k in range(9)]))
+    nodes, vectors = np.linalg.eigh(krylov.T @ np.diag(eigenvalues) @ krylov)
+    weights = (vectors.T @ krylov.T @ start)[:, 0] ** 2
+    least, most = spectrum.near_zero(nodes[None], weights[None], radius)
+    assert least <= np.mean(np.abs(eigenvalues) < radius) + 1e-9
+    assert most >= np.mean(np.abs(eigenvalues) < radius) - 1e-9
+    assert 0 <= most - least < 1
 
 
 @pytest.mark.parametrize("kind", ["geometric", "linear", "quadratic", "bounded"])
