@@ -3,9 +3,9 @@
     python examples/spectrum.py
 
 Trains a network of 2,410 weights on scikit-learn's 8×8 digits and compares all eigenvalues with an
-estimate from 640 Hessian-vector products, in about a minute on two CPU cores. The paper's small
-LeNet, whose whole spectrum took its authors 256 GB and a day, is a study in this repository:
-`python -m experiments.studies.spectrum --dataset mnist --data-dir DIR`.
+estimate from 640 Hessian-vector products, in about a minute on two CPU cores. The networks of the
+paper's figures, the largest of which took its authors 256 GB and a day, are a study in this
+repository: `python -m experiments.studies.spectrum --data-dir DIR`.
 """
 
 import argparse
