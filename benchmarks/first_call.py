@@ -83,6 +83,9 @@ def time_one(name: str) -> dict[str, Any]:
 
 def time_peer(name: str) -> dict[str, Any]:
     """Likewise, by PyHessian."""
+    import warnings
+
+    warnings.simplefilter("ignore")
     import numpy as np
     import pyhessian
     import torch
