@@ -147,7 +147,8 @@ def pac_bayes_bound(
     ...     return jnp.mean(jnp.log1p(jnp.exp(-margin)))
     >>> def error(params, x):
     ...     return jnp.mean((x[:, 0] > x[:, 1]) != (x @ params > 0))
-    >>> bound = pac_bayes_bound(loss, jnp.zeros(2), [x], error=error, scope=0.1)
+    >>> settings = dict(scope=0.1, num_steps=400)
+    >>> bound = pac_bayes_bound(loss, jnp.zeros(2), [x], error=error, **settings)
     >>> print(f"{bound.error:.2f} {bound.value:.2f}")
     0.01 0.04
 
