@@ -147,8 +147,7 @@ def pac_bayes_bound(
     ...     return jnp.mean(jnp.log1p(jnp.exp(-margin)))
     >>> def error(params, x):
     ...     return jnp.mean((x[:, 0] > x[:, 1]) != (x @ params > 0))
-    >>> settings = dict(scope=0.1, num_steps=400)
-    >>> bound = pac_bayes_bound(loss, jnp.zeros(2), [x], error=error, **settings)
+    >>> bound = pac_bayes_bound(loss, jnp.zeros(2), [x], error=error, scope=0.1)
     >>> print(f"{bound.error:.2f} {bound.value:.2f}")
     0.01 0.04
 
@@ -170,7 +169,8 @@ def pac_bayes_bound(
     plan = _chains.plan(num_chains, num_steps)
     maurer = Maurer(count, _slack(confidence), rungs + 1)
     above = next_temperature(ladder, rungs, count)
-    sample = _metropolis.sampler(loss, params, data, plan, error)
+    # The ladder leads in from the wide end, with few steps at each rung: none of them short.
+    sample = _metropolis.sampler(loss, params, data, plan, error, shortest=1.0)
     conclude = jax.jit(functools.partial(climb, plan, maurer, above, error is None))
     key = _checks.key(key)
     zeros = _chains.zeros(params, plan.num_chains)

@@ -62,12 +62,17 @@ def sample(
 
 
 def sampler(
-    loss: Loss, params: PyTree, data: DataSet, plan: Plan, error: Loss | None = None
+    loss: Loss,
+    params: PyTree,
+    data: DataSet,
+    plan: Plan,
+    error: Loss | None = None,
+    shortest: float = _SHORTEST,
 ) -> Callable[[Target, jax.Array, Any, ArrayLike], tuple[Run, Any]]:
     """A function from target, key, offsets w − w₀ and first step size to all steps and their end.
 
     Losses are differences to that of the first chain at its start. `error` is recorded beside the
-    loss, and need not have a gradient.
+    loss, and need not have a gradient. The `shortest` step is that part of the longest.
     """
 
     def evaluate_batch(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
@@ -79,8 +84,8 @@ def sampler(
         return jax.vmap(jax.value_and_grad(at, has_aux=True))(offsets)
 
     evaluate = functools.partial(data.mean(evaluate_batch), params)
-    propose = jax.jit(functools.partial(_propose, plan))
-    conclude = jax.jit(functools.partial(_conclude, plan))
+    propose = jax.jit(functools.partial(_propose, plan, shortest))
+    conclude = jax.jit(functools.partial(_conclude, plan, shortest))
 
     def run(target: Target, key: jax.Array, offset: Any, step_size: ArrayLike) -> tuple[Run, Any]:
         (values, errors), gradient = evaluate(offset)
@@ -109,6 +114,7 @@ def sampler(
 
 def _propose(
     plan: Plan,
+    shortest: float,
     target: Target,
     key: jax.Array,
     chain: Chain,
@@ -118,7 +124,7 @@ def _propose(
     """The chains with a new momentum, and where half a kick and a drift take them."""
     noise = _chains.noise(key, number, chain.offset)
     roots = jax.tree.map(jnp.sqrt, _chains.preconditioner(plan, target, tuning.squares))
-    time = _time(tuning, number)
+    time = _time(tuning, shortest, number)
     memory = _memory(tuning, time)
 
     def refresh(momentum: jax.Array, noise: jax.Array) -> jax.Array:
@@ -136,7 +142,7 @@ def _propose(
     return chain, chain._replace(offset=offset, momentum=momentum)
 
 
-def _time(tuning: Tuning, number: jax.Array | int) -> jax.Array:
+def _time(tuning: Tuning, shortest: float, number: jax.Array | int) -> jax.Array:
     """The length of a step, √ε and now and then less; shape ().
 
     It depends on the number of the step alone, so each step leaves the density as it is. Short
@@ -144,7 +150,7 @@ def _time(tuning: Tuning, number: jax.Array | int) -> jax.Array:
     """
     phase = jnp.cos(jnp.pi / _CYCLE * (number % _CYCLE)) ** 16
     log = tuning.step_size.log
-    return jnp.exp(log / 2 + jnp.log(_SHORTEST) * phase).astype(log.dtype)
+    return jnp.exp(log / 2 + jnp.log(shortest) * phase).astype(log.dtype)
 
 
 def _memory(tuning: Tuning, time: jax.Array) -> jax.Array:
@@ -169,6 +175,7 @@ def _kicked(chain: Chain, target: Target, roots: Any, time: jax.Array) -> Any:
 
 def _conclude(
     plan: Plan,
+    shortest: float,
     target: Target,
     chain: Chain,
     proposal: Chain,
@@ -179,7 +186,7 @@ def _conclude(
     """The second half of the kick, Metropolis' choice, then tuning and recording."""
     preconditioner = _chains.preconditioner(plan, target, tuning.squares)
     roots = jax.tree.map(jnp.sqrt, preconditioner)
-    momentum = _kicked(proposal, target, roots, _time(tuning, number))
+    momentum = _kicked(proposal, target, roots, _time(tuning, shortest, number))
     chain, probability = _choose(target, chain, proposal._replace(momentum=momentum))
     tuning = _tuned(target, plan, chain, tuning, preconditioner, probability.mean(), number)
     square = inner_products(chain.offset, chain.offset)

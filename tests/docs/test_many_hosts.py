@@ -68,14 +68,12 @@ def test_no_process_outlives_the_launcher_and_none_writes_beside_it(
     tmp_path: pathlib.Path, number: signal.Signals
 ) -> None:
     command = [sys.executable, PROGRAM, "--checkpoints", tmp_path]
+    # Shells ignore it in background jobs, perhaps these tests; children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Shells ignore it in what they run in the background, these tests perhaps.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as launcher:
+        signal.signal(signal.SIGINT, before)
         wait_until((tmp_path / "configuration.json").exists)
         started = children(launcher)
         assert len(started) == 2
