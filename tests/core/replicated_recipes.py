@@ -1,8 +1,8 @@
 """Replicas whose parameters and state come into `shard_map` replicated, against `vmap`, as JSON.
 
-{recipe: [largest deviation, all-reduces of the compiled program, which has the first update or
-gradient and a loop over the others]}. A program of its
-own, because the number of devices is fixed when JAX starts.
+{recipe: [largest deviation, all-reduces of the compiled program]}; the program has the first update
+or gradient, and a loop over the others. A program of its own, because the number of devices is
+fixed when JAX starts.
 """
 
 from __future__ import annotations

@@ -621,7 +621,7 @@ def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path: pathl
 def test_two_killed_processes_end_bit_for_bit_like_uninterrupted_ones(
     tmp_path: pathlib.Path,
 ) -> None:
-    survive(tmp_path, kills=1, processes=2)
+    survive(tmp_path, kills=2, processes=2)
 
 
 def test_what_fails_in_one_process_fails_in_both_and_neither_waits(tmp_path: pathlib.Path) -> None:
