@@ -53,8 +53,11 @@ def replicated(task: Task) -> list[Maker]:
 
 
 def square(parameters: int) -> Task:
-    """Two layers, as wide as `parameters` needs, on batches of 32."""
-    width = max(4, round((parameters / 2) ** 0.5))
+    """Two layers, as wide as `parameters` needs in multiples of 8, on batches of 32.
+
+    Where the width is odd, XLA's products of large matrices copy them first, in some programs.
+    """
+    width = 8 * round((parameters / 2) ** 0.5 / 8)
     updates = max(1, 2_000_000 // parameters // 5)
     steps = 20 if parameters < 10**7 else 5
     return mlp_task((width, width, width), 32, updates=min(updates, 50), inner_steps=steps)

@@ -80,15 +80,18 @@ def _programs(rows: Sequence[Timed]) -> str:
 
 
 def _cells(row: Timed, other: Timed) -> list[str]:
+    compiled = [
+        f"{np.median(row.starts):.2f}",
+        f"{start_ratio(row, other).median:.2f}",
+        f"{row.temporary_bytes / 2**20:.1f}",
+        f"{row.peak_bytes / 2**20:.1f}",
+    ]
     return [
         row.name,
         f"{np.median(row.times) / 1e3:.4g}",
         "" if row is other else other.name,
         "1" if row is other else spread(ratio(row, other)),
-        f"{np.median(row.starts):.2f}",
-        f"{start_ratio(row, other).median:.2f}",
-        f"{row.temporary_bytes / 2**20:.1f}",
-        f"{row.peak_bytes / 2**20:.1f}",
+        *(compiled if any(row.starts) else [""] * len(compiled)),
     ]
 
 
