@@ -30,7 +30,7 @@ from entropy_sgd_jax import diloco, entropy_sgd, parle
 
 DEVICES, WIDTHS, BATCH = 8, (64, 256, 10), 32
 BYTES = {"f64": 8, "s64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
-BYTES |= {"s8": 1, "u8": 1}
+BYTES |= {"s8": 1, "u8": 1, "u16": 2}
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 PASSES = {"all-reduce": 2, "all-to-all": 1, "all-gather": 1}
 
@@ -141,9 +141,10 @@ def count_all(inner_steps: int) -> dict[str, float]:
             diloco(inner_learning_rate=1e-3, streaming=True, **local),
         ),
     }
-    for bits in (8, 4):
-        tx = diloco(inner_learning_rate=1e-3, bits=bits, **local)
-        ways[f"DiLoCo, {bits} bits"] = (entropic_step, tx)
+    for fewer in ({"bits": 8}, {"bits": 4}, {"top_k": 64}, {"top_k": 64, "bits": 4}):
+        name = ", ".join(f"{argument}={value}" for argument, value in fewer.items())
+        tx = diloco(inner_learning_rate=1e-3, **fewer, **local)
+        ways[f"DiLoCo, {name}"] = (entropic_step, tx)
     return {
         name: bytes_exchanged(compiled(step, tx, inner_steps)) / inner_steps
         for name, (step, tx) in ways.items()

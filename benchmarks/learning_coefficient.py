@@ -9,8 +9,9 @@ size, temperature, localisation and batch size run in both, and a Metropolis-adj
 
 With --speed it is draws per second that are compared, burn-in included, of networks of 50,890 and
 1,068,810 parameters: in turn, each time in a new process without a compilation cache, the first
-call and then warm ones. The peer reads whole batches, and has one thread or all, whichever is
-faster for it. Only ratios of one run on an idle machine mean anything.
+call and then warm ones. The peer is run twice: with PyTorch's usual loader, which fetches examples
+one by one, and with one that hands out whole batches. It has one thread or all, whichever is faster
+for it. Only ratios of one run on an idle machine mean anything.
 
 devinterp 1.3.2 runs beside PyTorch on a CPU: `pip install torch numpy pandas matplotlib
 cloudpickle tqdm`, then `pip install --no-deps devinterp==1.3.2`.
@@ -139,8 +140,8 @@ def ours(file: pathlib.Path, method: str, step_size: float, steps: int, calls: i
     }
 
 
-def peer(file: pathlib.Path, step_size: float, steps: int, calls: int) -> Any:
-    """The same by devinterp."""
+def peer(file: pathlib.Path, usual: bool, step_size: float, steps: int, calls: int) -> Any:
+    """The same by devinterp, with PyTorch's usual loader or with one of whole batches."""
     import warnings
 
     warnings.simplefilter("ignore")
@@ -160,13 +161,15 @@ def peer(file: pathlib.Path, step_size: float, steps: int, calls: int) -> Any:
     images, labels = torch.tensor(stored["images"]), torch.tensor(stored["labels"]).long()
 
     class Loader(torch.utils.data.DataLoader):
-        """Shuffled, whole batches at a time: one by one takes longer than the chains."""
+        """Shuffled, whole batches at a time."""
 
         def __iter__(self) -> Any:
             order = torch.randperm(len(images)).reshape(-1, BATCH)
             return iter([(images[rows], labels[rows]) for rows in order])
 
-    loader = Loader(torch.utils.data.TensorDataset(images, labels), batch_size=BATCH)
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    kind = torch.utils.data.DataLoader if usual else Loader
+    loader = kind(dataset, batch_size=BATCH, shuffle=True)
 
     def evaluate(model: Any, batch: Any) -> Any:
         return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
@@ -217,9 +220,9 @@ def compare_values(programs: dict[str, str], file: pathlib.Path) -> None:
         print(json.dumps({"program": program, **found, "gradients_per_second": per_second}))
 
 
-def compare_speed(programs: dict[str, str], file: pathlib.Path, steps: int) -> None:
-    for size, widths in SIZES.items():
-        invent(file, widths)
+def compare_speed(programs: dict[str, str], file: pathlib.Path, sizes: dict[str, int]) -> None:
+    for size, steps in sizes.items():
+        invent(file, SIZES[size])
         seconds: dict[str, list[list[float]]] = {program: [] for program in programs}
         for _ in range(ROUNDS):
             for program, python in programs.items():
@@ -229,10 +232,11 @@ def compare_speed(programs: dict[str, str], file: pathlib.Path, steps: int) -> N
             rows = {program: [row[column] for row in seconds[program]] for program in programs}
             line: dict[str, Any] = {"network": size, "call": call, "chains": CHAINS, "steps": steps}
             for program, row in rows.items():
-                line[f"draws per second, {program}"] = round(CHAINS * steps / min(row), 1)
-            if "devinterp" in rows:
-                pairs = zip(rows["devinterp"], rows["sgld"], strict=True)
-                line["ratio"] = round(statistics.median(theirs / own for theirs, own in pairs), 2)
+                line[program] = round(CHAINS * steps / min(row), 1)
+            for program in (*programs,)[1:]:
+                pairs = zip(rows[program], rows["sgld"], strict=True)
+                ratio = statistics.median(theirs / own for theirs, own in pairs)
+                line[f"sgld / {program}"] = round(ratio, 2)
             print(json.dumps(line), flush=True)
 
 
@@ -240,24 +244,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with devinterp 1.x")
     parser.add_argument("--speed", action="store_true", help="draws per second")
-    parser.add_argument("--steps", type=int, default=400, help="of each chain, with --speed")
+    steps = {"small": 2000, "large": 100}
+    for size, default in steps.items():
+        text = f"of each chain, with --speed (default {default})"
+        parser.add_argument(f"--steps-{size}", type=int, default=default, help=text)
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
         program, file, step_size, steps, calls = arguments.run
         settings = float(step_size), int(steps), int(calls)
         path = pathlib.Path(file)
-        found = peer(path, *settings) if program == "devinterp" else ours(path, program, *settings)
+        found = (
+            ours(path, program, *settings)
+            if program in ("sgld", "metropolis")
+            else peer(path, program.endswith("usual loader"), *settings)
+        )
         print(json.dumps(found))
         return
     names = ["sgld"] if arguments.speed else ["sgld", "metropolis"]
     programs = dict.fromkeys(names, sys.executable)
     if arguments.peer:
         programs["devinterp"] = arguments.peer
+        if arguments.speed:
+            programs["devinterp, usual loader"] = arguments.peer
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "network.npz"
         if arguments.speed:
-            compare_speed(programs, file, arguments.steps)
+            compare_speed(
+                programs, file, {size: vars(arguments)[f"steps_{size}"] for size in SIZES}
+            )
         else:
             compare_values(programs, file)
 

@@ -76,12 +76,14 @@ def decay(advice: str) -> Rule:
     return number(advice, high=1, open_end="high", schedule=False, optional=True)
 
 
-def integer(advice: str, low: int = 0, high: int = INT32_MAX) -> Rule:
-    """A static integer in a range."""
+def integer(advice: str, low: int = 0, high: int = INT32_MAX, *, optional: bool = False) -> Rule:
+    """A static integer in a range; None too, if allowed."""
     in_range = f"a static integer in [{low}, {high}]"
     allowed = f"an integer >= {low}" if high == INT32_MAX else in_range
 
-    def rule(name: str, value: Any) -> int:
+    def rule(name: str, value: Any) -> int | None:
+        if optional and value is None:
+            return None
         try:
             if isinstance(value, bool | np.bool_ | jax.Array):
                 raise TypeError
@@ -274,6 +276,7 @@ RULES: Mapping[str, Rule] = {
         "0 goes on from x alone, 0.5 from half of it.", high=1, schedule=False, static=True
     ),
     "bits": choice("None exchanges the pseudo-gradients in their own dtype.", (None, 8, 4)),
+    "top_k": integer("64 of each 4,096 numbers is usual; None sends all.", 1, 4096, optional=True),
     "accumulator_dtype": dtype("Pass for example jnp.float32, or None for at least float32."),
     "diagnostics": flag("True keeps a record of each update for entropic_diagnostics(state)."),
     "key": key("Pass for example key=0 or key=jax.random.key(0)."),

@@ -22,12 +22,12 @@ BLOCK = 64  # numbers with one scale; even
 class Integers(NamedTuple):
     """Blocks of numbers, as they are sent."""
 
-    values: jax.Array  # int8, shape (..., BLOCK), or uint8 with two of 4 bits in each, (…, BLOCK/2)
+    values: jax.Array  # int8, shape (..., n), or uint8 with two of 4 bits in each, (..., n/2)
     scales: jax.Array  # float32, shape (..., 1)
 
 
 def quantise(blocks: jax.Array, bits: int) -> Integers:
-    """Rounds blocks of shape (..., BLOCK) to the nearest of 2^bits − 1 levels around zero."""
+    """Rounds blocks of shape (..., n), n even, to the nearest of 2^bits − 1 levels around zero."""
     levels = 2 ** (bits - 1) - 1
     scales = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True) / levels
     safe = jnp.where(scales > 0, scales, jnp.ones_like(scales))
@@ -39,12 +39,12 @@ def quantise(blocks: jax.Array, bits: int) -> Integers:
 
 
 def dequantise(integers: Integers, bits: int) -> jax.Array:
-    """The numbers that the integers stand for, shape (..., BLOCK), float32."""
+    """The numbers that the integers stand for, shape (..., n), float32."""
     values = integers.values
     if bits == 4:
         pairs = jnp.stack([values & 0xF, values >> 4], axis=-1).astype(jnp.int8)
         signed = jnp.where(pairs > 7, pairs - 16, pairs)
-        values = signed.reshape((*values.shape[:-1], BLOCK))
+        values = signed.reshape((*values.shape[:-1], -1))
     return values.astype(jnp.float32) * integers.scales
 
 

@@ -27,7 +27,7 @@ def standard_error(samples: jax.Array) -> jax.Array:
     # Sums of neighbours are positive and fall with the lag; what follows the first that is not
     # positive is noise.
     pairs = correlation[: length // 2 * 2].reshape(-1, 2).sum(axis=1)
-    pairs = lax.cummin(jnp.where(lax.cummin(pairs) > 0, pairs, 0))
+    pairs = jnp.maximum(lax.cummin(pairs), 0)
     steps_per_sample = jnp.maximum(2 * pairs.sum() - 1, 1 / jnp.log10(count * length))
     correlated = jnp.sqrt(pooled * steps_per_sample / (count * length))
     if len(samples) == 1:

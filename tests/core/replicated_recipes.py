@@ -28,6 +28,7 @@ from entropy_sgd_jax import anchor_params, diloco, parle, replica_average
 UPDATES, L, REPLICAS = 2, 4, 8
 START = {"w": jnp.zeros(3), "b": jnp.ones(())}
 DATA = jnp.arange(8.0)
+BYTES = {"diloco in integers": {"bits": 8}, "diloco of the largest": {"top_k": 2}}
 SHARED, OWN = PartitionSpec(), PartitionSpec("replica")
 
 
@@ -41,8 +42,7 @@ grad_fn = jax.grad(loss)
 def make(name: str, streaming: bool) -> Any:
     common = dict(replica_axis_name="replica", inner_steps=L, streaming=streaming)
     if name.startswith("diloco"):
-        bits = 8 if name == "diloco in integers" else None
-        return diloco(inner_optimizer=optax.adamw(0.05), bits=bits, **common)
+        return diloco(inner_optimizer=optax.adamw(0.05), **BYTES.get(name, {}), **common)
     return parle(0.5, coupling=0.5, noise_scale=0.1, **common)
 
 
@@ -92,7 +92,7 @@ def refusal(tx: Any, mesh: Any) -> str:
 
 def main() -> None:
     found: dict[str, Any] = {}
-    names = ("diloco", "parle", "diloco in integers")
+    names = ("diloco", "parle", *BYTES)
     for name, streaming in itertools.product(names, (False, True)):
         tx = make(name, streaming)
         one = jax.vmap(
@@ -106,7 +106,7 @@ def main() -> None:
         apart = max(float(jnp.ptp(leaf, axis=0).max()) for leaf in jax.tree.leaves(replicas))
         assert (apart == 0) == (name != "parle"), (name, apart)
         for kind, check_vma, inside in itertools.product(AxisType, (False, True), (False, True)):
-            if kind is AxisType.Manual or (kind is AxisType.Explicit and (inside or "int" in name)):
+            if kind is AxisType.Manual or (kind is AxisType.Explicit and (inside or name in BYTES)):
                 continue
             mesh = jax.make_mesh((REPLICAS,), ("replica",), axis_types=(kind,))
 

@@ -17,9 +17,11 @@ def test_replicated_parameters_give_what_vmap_gives() -> None:
     refusal = found.pop("refusal")
     for said in ("`grads`", "'replica'", "jax.lax.pcast(params, 'replica', to='varying')"):
         assert said in refusal
-    assert len(found) == 32
+    assert len(found) == 40
     for recipe, (gap, all_reduces) in found.items():
         # Integers may round to the next level where the last digits differ.
         assert gap < (1e-3 if "integers" in recipe else 2e-6), recipe
-        if "integers" not in recipe:  # one an update; a stream's every step has the one of a cycle
+        if (
+            "integers" not in recipe and "largest" not in recipe
+        ):  # one an update; a stream's every step has the one of a cycle
             assert all_reduces == 2, recipe

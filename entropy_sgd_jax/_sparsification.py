@@ -1,0 +1,68 @@
+"""A mean over replicas to which each sends only the largest of its numbers, and where they are.
+
+What a replica does not send fades, and is added the next time: this is its momentum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from entropy_sgd_jax import _collectives
+from entropy_sgd_jax._quantisation import dequantise, quantise
+from entropy_sgd_jax._typing import AxisName
+
+CHUNK = 4096  # numbers of which the largest are sent
+DECAY = 0.95  # of what was not sent, by the next exchange
+
+
+def mean(
+    numbers: jax.Array,
+    residual: jax.Array,
+    weight: jax.Array,
+    axis_name: AxisName,
+    top_k: int,
+    bits: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The weighted mean of the largest `top_k` of each chunk, and what was not sent.
+
+    Args:
+      numbers: float32, shape (n,); anything where the weight is 0.
+      residual: what the last exchange left out, like `numbers`.
+      weight: of this replica, float32, at least 0, shape ().
+      axis_name: of the replicas.
+      top_k: of each chunk.
+      bits: 8 or 4, of those that are sent; None for float32.
+
+    Returns:
+      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and the next residual.
+    """
+    absent = weight == 0
+    due = jnp.where(absent, jnp.zeros_like(numbers), numbers + DECAY * residual)
+    chunks = jnp.pad(due, (0, -due.size % CHUNK)).reshape(-1, CHUNK)
+    _, places = lax.top_k(jnp.abs(chunks), top_k)
+    chosen = jnp.take_along_axis(chunks, places, axis=1)
+    sent = chosen if bits is None else quantise(chosen, bits)
+
+    def spread(sent: Any, places: jax.Array) -> jax.Array:
+        values = sent if bits is None else dequantise(sent, bits)
+        rows = jnp.arange(len(chunks))[:, None]
+        return jnp.zeros_like(chunks).at[rows, places].set(values, unique_indices=True)
+
+    def add(total: jax.Array, one: Any) -> tuple[jax.Array, None]:
+        sent, places, weight = one
+        return total + weight * spread(sent, places), None
+
+    # One replica after the other, so that all add the same numbers in the same order.
+    everything = jax.tree.map(
+        lambda array: _collectives.gather(array, axis_name),
+        (sent, places.astype(jnp.uint16), weight),
+    )
+    zeros = _collectives.varying(jnp.zeros_like(chunks), everything[2])
+    total, _ = lax.scan(add, zeros, everything)
+    averaged = (total / jnp.sum(everything[2])).reshape(-1)[: numbers.size]
+    left = (chunks - spread(sent, places)).reshape(-1)[: numbers.size]
+    return averaged, jnp.where(absent | (jnp.sum(everything[2]) == 0), residual, left)
