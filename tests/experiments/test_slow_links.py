@@ -1,0 +1,114 @@
+"""The study of slow links: equal tries for all, bytes as in compiled programs, its tables."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.data.text import Text
+from experiments.io.errors import InputError
+from experiments.studies.slow_links import plan, report, training
+from experiments.studies.slow_links.plan import BATCHES, FIRST, INNER_STEPS, WIRES, Run, Task
+
+ROOT = pathlib.Path(__file__).parents[2]
+BEST = {
+    task: Run(task, 2e-3, (0.7, 0.5) if task.replicas else None, judged="validation")
+    for task in [*FIRST, *BATCHES]
+}
+
+
+def write(log: pathlib.Path, losses: dict[Run, float]) -> None:
+    with log.open("w") as stream:
+        for run, loss in losses.items():
+            times = run.task.times
+            record: dict[str, Any] = {"run": run, "parameters": 10**6}
+            record |= {"seconds of a gradient": 0.008, "loss": [2 * loss, loss]}
+            record["gradients"] = [500 // times, 1000 // times]
+            stream.write(json.dumps(record) + "\n")
+
+
+def test_all_are_tried_as_often() -> None:
+    for tasks, tries in ((FIRST, 8), (BATCHES, 4)):
+        for task in tasks:
+            assert len(set(plan.candidates(task, BEST))) == tries
+    rates = [{run.rate for run in plan.candidates(Task(m, 4), BEST)} for m in (0, 1)]
+    assert rates[0] == rates[1]
+
+
+def test_the_best_is_the_last_loss_and_a_cut_line_is_left_out(tmp_path: pathlib.Path) -> None:
+    log = tmp_path / "log.jsonl"
+    runs = plan.candidates(Task(2), {})
+    write(log, {run: abs(number - 5) + 1.5 for number, run in enumerate(runs)})
+    with log.open("a") as stream:
+        stream.write(json.dumps({"run": runs[0], "loss": [0.0]})[:-3])
+    done = plan.read(log)
+    assert list(done) == runs
+    assert plan.best_of(done) == {Task(2): runs[5]}
+
+
+def test_what_was_not_tuned_has_the_settings_of_its_like() -> None:
+    runs = plan.finals(BEST | {Task(4, wire=plan.LARGEST): Run(Task(4), 9e-3, (1.0, None))})
+    assert len(runs) == len(set(runs)) == plan.SEEDS * (len(FIRST) + len(BATCHES) + len(WIRES) - 1)
+    rates = {run.task.wire: run.rate for run in runs if run.task.replicas == 4}
+    assert {wire for wire, rate in rates.items() if rate == 9e-3} == {
+        wire for wire, options in WIRES.items() if "top_k" in options
+    }
+
+
+def test_bytes_are_those_of_the_compiled_programs() -> None:
+    counted = (ROOT / "benchmarks/results/cpu/communication.txt").read_text().splitlines()
+    parameters = int(counted[0].split()[0].replace(",", ""))
+    found = next(json.loads(line) for line in counted if line.startswith("{"))
+    tasks = {f"DiLoCo, {wire}": Task(8, wire=wire) for wire in WIRES if "fragment" not in wire}
+    tasks |= {"data-parallel SGD": Task(0), "DiLoCo": Task(8)}
+    compared = 0
+    for name, task in tasks.items():
+        if name in found["bytes"]:
+            between = 1 if task.replicas == 0 else INNER_STEPS / found["inner_steps"]
+            ours = report.bytes_exchanged(task) * between * parameters
+            # There the numbers are padded to whole blocks, here they are many.
+            assert ours == pytest.approx(found["bytes"][name], rel=0.08), name
+            compared += 1
+    assert compared == 6
+
+
+def test_tables_and_figures(tmp_path: pathlib.Path) -> None:
+    losses = {
+        run: 1.5 + 0.1 * run.task.replicas + 0.01 * run.seed + (0.02 if run.task.wire else 0)
+        for run in plan.finals(BEST)
+    }
+    write(tmp_path / "log.jsonl", losses)
+    done = plan.read(tmp_path / "log.jsonl")
+    shown = report.tables(done)
+    assert "| DiLoCo, M = 2 | 0.002; 0.7, 0.5 | 1.710 ± 0.006 | +0.200 ± 0.000 | +13.2 |" in shown
+    assert "| 16 | 62 | 0.002 | 1.510 ± 0.006 |" in shown
+    assert "| `bits=8` | 0.002; 0.7, 0.5 | 1.930 ± 0.006 | +0.020 ± 0.000 | 0.266 |" in shown
+    # 1,000 gradients of 8 ms on 8 devices, and 8 bytes for each of a million parameters.
+    assert f"| AdamW on 8 devices | {1 + 1000 * 8e6 * 8 / 1e8:.1f} |" in shown
+    assert f"| DiLoCo, M = 4 | {2 + 1000 / 30 * 8e6 * 8 / 1e8:.1f} |" in shown
+    report.draw(done, tmp_path)
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_a_seed_that_is_missing_is_named(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "log.jsonl", dict.fromkeys(plan.finals(BEST)[1:], 1.5))
+    with pytest.raises(InputError, match="AdamW: 2 of 3 seeds"):
+        report.tables(plan.read(tmp_path / "log.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [Task(0, 2), Task(2), *(Task(4, wire=w) for w in WIRES)], ids=str)
+def test_each_learns_a_text(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "ROUNDS", 6 * task.times)
+    monkeypatch.setattr(training, "MEASUREMENTS", 3)
+    letters = np.frombuffer(b"the quick brown fox jumps over the lazy dog. " * 400, np.uint8)
+    text = Text(letters.astype(np.int32) - 32, letters[:900].astype(np.int32) - 32, 96)
+    outer = (0.7, 0.5) if task.replicas else None
+    found = list(training.train(Run(task, 8e-3, outer), text))
+    assert [count for count, _ in found] == [60, 120, 180]
+    assert found[-1][1] < min(2.0, found[0][1])  # log 28 = 3.3 for a guess
