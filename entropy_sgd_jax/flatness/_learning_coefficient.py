@@ -168,9 +168,11 @@ def local_learning_coefficient(
     >>> from entropy_sgd_jax.flatness import local_learning_coefficient
     >>> def loss(params, batch):  # 1/2, 1/4, 1/4, and 0 for the last, of which it knows nothing
     ...     return params[0] ** 2 + params[1] ** 4 + params[2] ** 4
-    >>> estimate = local_learning_coefficient(loss, jnp.zeros(4), [None], inverse_temperature=1e6)
-    >>> print(f"{estimate.value:.0f}")
-    1
+    >>> estimate = local_learning_coefficient(
+    ...     loss, jnp.zeros(4), [None], inverse_temperature=1e6, num_chains=32
+    ... )
+    >>> print(f"{estimate.value:.1f}")
+    1.0
 
     References:
       Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware

@@ -31,14 +31,12 @@ with one_line_errors("complexity.py"):
     from rich.table import Table
 
     from entropy_sgd_jax import flatness
-    from experiments.data.images import load_digits
     from experiments.harness import contestants
     from experiments.harness.evaluation import Model
     from experiments.harness.logs import versions
     from experiments.harness.report import mean_and_spread
     from experiments.harness.settings import Settings, above_zero, positive
     from experiments.io.dataset import Dataset
-    from experiments.io.errors import InputError
     from experiments.io.files import write_whole
     from experiments.studies import certificate, flatness_table, paired
     from experiments.studies.solutions import loss_of, stacked_batches, train_until
@@ -59,10 +57,8 @@ ROWS = {
 
 
 def load(name: str, directory: str | None) -> Dataset:
-    if name == "digits":
-        return load_digits()
-    if directory is None:
-        raise InputError("--dataset mnist needs --data-dir, the folder of the four MNIST files")
+    if name == "digits" or directory is None:
+        return digits.load_set(name, directory)
     train, test = certificate.data(directory, 10, random=False, count=EXAMPLES[name], seed=0)
     return Dataset(*map(np.asarray, (*train, *test)))
 
