@@ -39,7 +39,8 @@ SEEDS = {"mnistfc": 5, "lenet": 5, "char_lstm": 4}  # the paper's; else 3
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
 COLUMNS = (
     *("workload", "variant", "optimizer", "test score at the end", "less the best baseline's"),
-    *("at its best", "training loss", "gradient evaluations", "seconds per seed"),
+    *("at its best", "training loss", "gradient evaluations", "to the baseline's best (its own)"),
+    "seconds per seed",
 )
 
 
@@ -173,9 +174,17 @@ def row(run: Finished, baseline: Finished | None) -> str:
         report.mean_and_spread(np.nanmin(run.scores, axis=0), digits),
         report.mean_and_spread(run.curves.train_loss[-1], ".2e"),
         f"{configuration['gradient_evaluations']:,}",
+        f"{reached(run, baseline)} ({reached(baseline, baseline)})" if baseline else "",
         f"{run.seconds / configuration['seeds']:,.0f}",
     ]
     return f"| {' | '.join(cells)} |\n"
+
+
+def reached(run: Finished, baseline: Finished) -> str:
+    """Gradients until the mean over the seeds is as good as the baseline's ever is."""
+    best = np.nanmin(baseline.scores.mean(axis=1))
+    there = run.scores.mean(axis=1) <= best
+    return f"{run.curves.gradient_evaluations[there.argmax()]:,.0f}" if there.any() else "never"
 
 
 def draw(groups: list[list[Finished]]) -> None:

@@ -1,0 +1,38 @@
+"""The table of the final runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.harness.report import SCORES, Curves
+from experiments.studies import run
+
+
+def finished(name: str, errors: list[list[float]]) -> run.Finished:
+    """Measured after 0, 100, 200 gradients and so on, a column for each seed."""
+    scores = np.array(errors)
+    curves = Curves(name, 100 * np.arange(len(scores)), scores / 10, scores / 9, scores, 50.0)
+    configuration = {"workload": "mnistfc", "seeds": scores.shape[1], "gradient_evaluations": 300}
+    return run.Finished(configuration, "paper", curves, SCORES["error"], 12.0)
+
+
+ADAM = finished("Adam", [[90, 90], [3, 5], [2, 2.2], [2.4, 2.4]])
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([[90, 90], [2, 2.2], [2, 2], [1, 1]], "100"),  # the mean over the seeds counts
+        ([[90, 90], [1, 4], [3, 3], [1, 1]], "300"),
+        ([[90, 90], [1, 4], [3, 3], [2, 3]], "never"),
+    ],
+)
+def test_gradients_to_the_baselines_best(errors: list[list[float]], expected: str) -> None:
+    ours = finished("Entropy-SGD", errors)
+    assert run.reached(ours, ADAM) == expected
+    assert run.reached(ADAM, ADAM) == "200"
+    heading, _, *rows = run.table([[ADAM, ours]]).splitlines()
+    assert len({line.count("|") for line in (heading, *rows)}) == 1
+    assert f" {expected} (200) " in rows[1]
+    assert "(200)" not in rows[0]
