@@ -4,7 +4,7 @@
     python -m experiments.studies.slow_links --text shakespeare.txt --jobs 2
     python -m experiments.studies.slow_links --table
 
-The first tries eight settings of each (four at larger batches) at full length on validation text;
+The first tries eight settings of each (five at larger batches) at full length on validation text;
 the second trains three seeds with the best of them and judges them on test text. Both write each
 finished run to a log at once, and go on where they were stopped. Then, as the third, the tables and
 figures are made from the log. All runs see the same number of tokens. Replicas are a `vmap` here,
@@ -51,10 +51,11 @@ def main() -> None:
             runs = [run for task in tasks for run in candidates(task, best)]
             training.run_all(runs, options.text, options.log, options.jobs)
         return
+    runs = finals(best_of(read(options.log)))
     if not options.table:
-        runs = finals(best_of(read(options.log)))
         training.run_all(runs, options.text, options.log, options.jobs)
-    done = read(options.log)
+    known = read(options.log)
+    done = {run: known[run] for run in runs if run in known}  # not what was the best once
     print(shown := report.tables(done))
     write_whole(options.log.with_suffix(".md"), shown)
     report.draw(done, options.figures)

@@ -16,7 +16,7 @@ REPLICAS = (1, 2, 4, 8)
 TIMES = (1, 2, 4, 8, 16)  # the least batch
 RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 8e-3, 16e-3, 32e-3)  # AdamW's, alone
 INNER_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-BATCH_RATES = (2e-3, 4e-3, 8e-3, 16e-3)  # of both, at larger batches
+BATCH_RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)  # of both, at larger batches
 OUTER = {1: 0.6, 2: 0.6, 4: 0.7, 8: 0.9}  # rates of the scaling laws, with momentum 0.9
 SHORT = (0.7, 0.5)  # outer rate and momentum for runs of few rounds
 LARGEST = "top_k=64"
@@ -58,7 +58,7 @@ BATCHES = [Task(m, times) for times in TIMES[1:] for m in (0, 1)]  # with the ou
 
 
 def candidates(task: Task, best: dict[Task, Run]) -> list[Run]:
-    """Eight settings; at larger batches four rates, with the outer loop of the least batch."""
+    """Eight settings; at larger batches five rates, with the outer loop of the least batch."""
     pairs: list[Any]
     if task.times > 1:
         pairs = [(rate, best[Task(task.replicas)].outer) for rate in BATCH_RATES]
