@@ -6,7 +6,7 @@
 Both train on the same batches, by default of Python's own reference. The figure has the loss
 against gradients and against bytes communicated. Replicas are a `vmap` here, so that one machine
 will do; on devices of their own the same step runs under `shard_map`. With tuned settings, more
-replicas and seeds it is a study: `python -m experiments.studies.diloco_gpt --text FILE`.
+replicas and seeds it is a study: `python -m experiments.studies.slow_links --text FILE`.
 """
 
 import argparse

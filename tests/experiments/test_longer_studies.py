@@ -27,34 +27,6 @@ def run(folder: pathlib.Path, study: str, *arguments: str) -> subprocess.Complet
     )
 
 
-def test_a_missing_text_is_one_line(tmp_path: pathlib.Path) -> None:
-    done = run(tmp_path, "diloco_gpt", "--text", "nothing.txt")
-    assert done.returncode == 2
-    assert done.stderr == "diloco_gpt.py: error: no nothing.txt or nothing.txt.gz in .\n"
-
-
-def test_steps_that_make_no_whole_rounds_are_one_line(tmp_path: pathlib.Path) -> None:
-    done = run(tmp_path, "diloco_gpt", "--text", "nothing.txt", "--steps", "150")
-    assert done.returncode == 2
-    assert done.stderr == "diloco_gpt.py: error: --steps 150 given, a multiple of 100 expected\n"
-
-
-@pytest.mark.slow
-def test_replicas_of_a_gpt_learn_a_text(tmp_path: pathlib.Path) -> None:
-    words = "the quick brown fox jumps over the lazy dog and runs away. " * 2000
-    (tmp_path / "text.txt").write_text(words)
-    done = run(tmp_path, "diloco_gpt", "--text", "text.txt", "--steps", "200")
-    assert done.returncode == 0, done.stderr
-    curves = json.loads((tmp_path / "diloco_gpt.json").read_text())
-    assert list(curves) == ["data-parallel AdamW", "DiLoCo, 4 replicas", "DiLoCo, 8 replicas"]
-    for (curve,) in curves.values():
-        assert curve["gradient_evaluations"] == [100, 200]
-        assert curve["loss"][-1] < 1.0  # log 27 = 3.3 for a guess
-    communicated = [curve["gigabytes"][-1] for (curve,) in curves.values()]
-    assert communicated[1] == communicated[2] == pytest.approx(communicated[0] / 20)
-    assert (tmp_path / "diloco_gpt.png").stat().st_size > 10_000
-
-
 @pytest.mark.slow
 def test_the_spectrum_of_a_trained_network(tmp_path: pathlib.Path) -> None:
     (tmp_path / "text").mkdir()
