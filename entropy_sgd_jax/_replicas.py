@@ -176,14 +176,14 @@ def average_over_replicas(
     if bits == 4 and top_k is not None and top_k % 2:
         advice = "Two numbers of 4 bits share a byte."
         raise _checks.error("top_k", "even with bits=4", str(top_k), advice)
-    exchange = (
-        functools.partial(_quantisation.mean, bits=bits)
-        if top_k is None
-        else functools.partial(_sparsification.mean, top_k=top_k, bits=bits)
-    )
+    exchange: Any = None  # an all-reduce
+    if top_k is not None:
+        exchange = functools.partial(_sparsification.mean, top_k=top_k, bits=bits)
+    elif bits is not None:
+        exchange = functools.partial(_quantisation.mean, bits=bits)
 
     def init(params: PyTree) -> optax.EmptyState | AverageState:
-        if bits is None and top_k is None:
+        if exchange is None:
             return optax.EmptyState()
         zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.float32), params)
         return AverageState(_collectives.own(zeros, axis_name))
@@ -206,7 +206,7 @@ def average_over_replicas(
             return updates, state
         _protocol.bound("axis_name", axis_name)
         weight = jnp.where(_guard.all_finite(updates), weight, jnp.zeros_like(weight))
-        if bits is None and top_k is None:
+        if exchange is None:
             return _collectives.weighted_mean(updates, weight, axis_name), state
         numbers, unravel = ravel_pytree(_trees.cast_like(updates, state.residual))
         residual, _ = ravel_pytree(state.residual)
