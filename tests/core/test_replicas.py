@@ -483,7 +483,8 @@ def test_replicas_communicate_one_lth_of_data_parallel_sgd() -> None:
         everything = 2 * 4 * parameters  # an all-reduce passes everything twice
         weight = 2 * 4  # of each replica, beside its pseudo-gradient
         found = record["bytes"]
-        eighth, fourth = (found.pop(f"DiLoCo, {bits} bits") for bits in (8, 4))
+        ways = ("bits=8", "bits=4", "top_k=64", "top_k=64, bits=4")
+        eighth, fourth, largest, both = (found.pop(f"DiLoCo, {way}") for way in ways)
         assert found == {
             "data-parallel SGD": everything,
             "data-parallel Entropy-SGD": everything,
@@ -493,3 +494,8 @@ def test_replicas_communicate_one_lth_of_data_parallel_sgd() -> None:
         }
         assert eighth <= 0.27 * everything / record["inner_steps"]
         assert fourth <= 0.15 * everything / record["inner_steps"]
+        # Each replica receives 64 of 4,096 numbers from all eight, with their places in two bytes.
+        chunks, weights = 8 * -(-parameters // 4096) / record["inner_steps"], 8 * 4
+        weights /= record["inner_steps"]
+        assert largest == pytest.approx(chunks * 64 * (4 + 2) + weights)
+        assert both == pytest.approx(chunks * (64 * (0.5 + 2) + 4) + weights)
