@@ -157,6 +157,12 @@ def mean_and_spread(values: np.ndarray, digits: str) -> str:
     return f"{mean:{digits}}" if np.isnan(error) else f"{mean:{digits}} ± {error:{digits}}"
 
 
+def markdown(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    headings = list(headings)
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)]) + "\n"
+
+
 def save_figure(
     curves: list[Curves],
     title: str,

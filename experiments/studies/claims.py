@@ -84,11 +84,12 @@ def main() -> None:
     for name, changed in track(variants(budget).items(), "training"):
         ends[name] = train(contestant(changed, budget), seeds=options.seeds)[1]
     usual = ends[USUAL].test_error
-    text = "| variant | test error, % | less the usual | training loss |\n|---|---|---|---|\n"
+    rows = []
     for name, end in ends.items():
         less = paired.difference(end.test_error, usual, ".2f") if name != USUAL else ""
         error = report.mean_and_spread(end.test_error, ".2f")
-        text += f"| {name} | {error} | {less} | {end.train_loss.mean():.1e} |\n"
+        rows.append([name, error, less, f"{end.train_loss.mean():.1e}"])
+    text = report.markdown(["variant", "test error, %", "less the usual", "training loss"], rows)
     files.write_whole(RESULTS / "claims.md", text)
     print(text)
 

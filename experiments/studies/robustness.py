@@ -168,7 +168,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """One row for each optimizer."""
     shown = {f"error, {d.label} {d.shown:g}": name for name, d in DAMAGES.items()}
     headings = ["optimizer", *COLUMNS, *shown]
-    rows = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    rows = []
     for optimizer, values in results.items():
         cells = [
             report.mean_and_spread(np.array(values[n]), digits) for n, digits in COLUMNS.items()
@@ -176,8 +176,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         for name in shown.values():
             index = DAMAGES[name].values.index(DAMAGES[name].shown)
             cells.append(report.mean_and_spread(np.array(values[name])[:, index], ".2f"))
-        rows.append(f"| {train.NAMES[optimizer]} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        rows.append([train.NAMES[optimizer], *cells])
+    return report.markdown(headings, rows)
 
 
 def agreements(results: dict[str, dict[str, Any]]) -> str:
@@ -199,12 +199,12 @@ def comparison(results: dict[str, dict[str, Any]]) -> str:
     """Entropy-SGD's errors less the others', seed by seed, one row for each damage."""
     others = [optimizer for optimizer in results if optimizer != "entropy_sgd"]
     headings = ["Entropy-SGD's error less that of", *(train.NAMES[other] for other in others)]
-    rows = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    rows = []
     theirs = [errors_by_damage(results[other]) for other in others]
     for label, ours in errors_by_damage(results["entropy_sgd"]).items():
         cells = [paired.difference(ours, their[label], ".2f") for their in theirs]
-        rows.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        rows.append([label, *cells])
+    return report.markdown(headings, rows)
 
 
 def draw(results: dict[str, dict[str, Any]], title: str, path: pathlib.Path) -> None:

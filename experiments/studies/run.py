@@ -159,12 +159,12 @@ def table(groups: list[list[Finished]]) -> str:
         baselines = [run for run in group if not run.ours]
         best = min(baselines, key=lambda run: run.scores[-1].mean(), default=None)
         rows += [row(run, best if run.ours else None) for run in group]
-    return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n" + "".join(rows)
+    return report.markdown(COLUMNS, rows)
 
 
-def row(run: Finished, baseline: Finished | None) -> str:
+def row(run: Finished, baseline: Finished | None) -> list[str]:
     configuration, digits = run.configuration, run.score.digits
-    cells = [
+    return [
         configuration["workload"],
         run.variant,
         run.curves.name,
@@ -177,7 +177,6 @@ def row(run: Finished, baseline: Finished | None) -> str:
         f"{reached(run, baseline)} ({reached(baseline, baseline)})" if baseline else "",
         f"{run.seconds / configuration['seeds']:,.0f}",
     ]
-    return f"| {' | '.join(cells)} |\n"
 
 
 def reached(run: Finished, baseline: Finished) -> str:

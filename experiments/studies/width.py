@@ -283,14 +283,14 @@ def compete(
         yield
 
 
-def row(condition: str, results: dict[str, dict]) -> str:
+def row(condition: str, results: dict[str, dict]) -> list[str]:
     """Test errors; then ours less the best of the others, seed by seed."""
     errors = {name: np.array(results[name]["test"]) for name in CONDITIONS[condition].grids}
     rival = min((name for name in errors if name not in OURS), key=lambda name: errors[name].mean())
     cells = {name: report.mean_and_spread(own, ".2f") for name, own in errors.items()}
     less = {name: paired.difference(own, errors[rival], ".2f") for name, own in errors.items()}
     shown = [cells.get(name, "") for name in DIGITS] + [less.get(name, "") for name in OURS]
-    return f"| {condition} | {' | '.join(shown)} |\n"
+    return [condition, *shown]
 
 
 def main() -> None:
@@ -312,12 +312,12 @@ def main() -> None:
                     files.write_whole(path, json.dumps(known, indent=1))
     names = [train.NAMES[name] for name in DIGITS]
     names += [f"{train.NAMES[name]} less the best baseline" for name in OURS]
-    table = f"| condition | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}\n"
-    table += "".join(
+    rows = [
         row(condition, results)
         for condition, results in known.items()
         if all("test" in results.get(optimizer, {}) for optimizer in CONDITIONS[condition].grids)
-    )
+    ]
+    table = report.markdown(["condition", *names], rows)
     files.write_whole(RESULTS / "width.md", table)
     print(table)
 

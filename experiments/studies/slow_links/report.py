@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.harness.report import mean_and_spread, standard_error
+from experiments.harness.report import markdown, mean_and_spread, standard_error
 from experiments.io.errors import InputError
 from experiments.studies.paired import difference
 from experiments.studies.slow_links.plan import (
@@ -83,11 +83,6 @@ class Way:
         return [settings, mean_and_spread(self.last, ".3f")]
 
 
-def markdown(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def tables(done: Done) -> str:
     """Replicas, batches, bytes and time."""
     adamw, *ways = (Way(done, Task(m)) for m in (0, *REPLICAS))
@@ -116,7 +111,7 @@ def tables(done: Done) -> str:
         name += f", {way.task.wire}" if way.task.wire else ""
         clock.append([name, *(f"{way.seconds(second, link)[-1]:,.1f}" for link in LINKS)])
     less, columns = "less AdamW's, 95 %", [settings, loss]
-    return "\n\n".join(
+    return "\n".join(
         (
             markdown(["", *columns, less, "%", "published %", "MB"], replicas),
             markdown(
