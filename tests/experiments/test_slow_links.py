@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from experiments.data.text import Text
 from experiments.io.errors import InputError
 from experiments.studies.slow_links import plan, report, training
 from experiments.studies.slow_links.plan import BATCHES, FIRST, INNER_STEPS, WIRES, Run, Task
+from tests.experiments.test_longer_studies import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 BEST = {
@@ -99,6 +101,28 @@ def test_a_seed_that_is_missing_is_named(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "log.jsonl", dict.fromkeys(plan.finals(BEST)[1:], 1.5))
     with pytest.raises(InputError, match="AdamW: 2 of 3 seeds"):
         report.tables(plan.read(tmp_path / "log.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--text FILE is needed, or --table"),
+        (["--text", "nothing.txt", "--tune"], "no nothing.txt or nothing.txt.gz in ."),
+        (["--table"], "no settings of Task(replicas=0, times=1, wire='') are in the log; "
+         "run with --tune first"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_line(
+    arguments: list[str], message: str, tmp_path: pathlib.Path
+) -> None:
+    done = run(tmp_path, "slow_links", *arguments, "--log", "log.jsonl")
+    assert done.returncode == 2
+    assert done.stderr == f"slow_links: error: {message}\n"
+
+
+def test_more_jobs_than_cores_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 3})
+    assert training.cores(5) == [3, 5, 3, 5, 3]
 
 
 @pytest.mark.slow

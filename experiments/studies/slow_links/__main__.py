@@ -55,7 +55,7 @@ def main() -> None:
     if not options.table:
         training.run_all(runs, options.text, options.log, options.jobs)
     known = read(options.log)
-    done = {run: known[run] for run in runs if run in known}  # not what was the best once
+    done = {run: known[run] for run in runs if run in known}  # none of settings once the best
     print(shown := report.tables(done))
     write_whole(options.log.with_suffix(".md"), shown)
     report.draw(done, options.figures)

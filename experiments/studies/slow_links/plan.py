@@ -6,19 +6,21 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from experiments.io.errors import InputError
+
 LENGTH, WIDTH, LAYERS = 32, 64, 2  # symbols seen, width and number of blocks
-BATCH = 16  # windows in a gradient of all replicas together, at the least
+BATCH = 16  # windows in a gradient of all replicas together; the smallest
 INNER_STEPS = 30  # L
-ROUNDS = 272  # of L gradients at the least batch: 8,160
+ROUNDS = 272  # of L gradients at the smallest batch: 8,160
 MEASUREMENTS = 17
 SEEDS = 3
 REPLICAS = (1, 2, 4, 8)
-TIMES = (1, 2, 4, 8, 16)  # the least batch
+TIMES = (1, 2, 4, 8, 16)  # the smallest batch
 RATES = (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 8e-3, 16e-3, 32e-3)  # AdamW's, alone
 INNER_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 BATCH_RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)  # of both, at larger batches
 OUTER = {1: 0.6, 2: 0.6, 4: 0.7, 8: 0.9}  # rates of the scaling laws, with momentum 0.9
-SHORT = (0.7, 0.5)  # outer rate and momentum for runs of few rounds
+SHORT = (0.7, 0.5)  # outer rate and momentum for few rounds
 LARGEST = "top_k=64"
 WIRES: dict[str, dict[str, Any]] = {
     "bits=8": {"bits": 8},
@@ -35,7 +37,7 @@ class Task(NamedTuple):
     """What is compared."""
 
     replicas: int  # 0 for AdamW alone, data-parallel on any number of devices
-    times: int = 1  # the least batch
+    times: int = 1  # the smallest batch
     wire: str = ""  # one of WIRES
 
     @property
@@ -54,16 +56,16 @@ class Run(NamedTuple):
 
 
 FIRST = [*(Task(m) for m in (0, *REPLICAS)), Task(4, wire=LARGEST)]
-BATCHES = [Task(m, times) for times in TIMES[1:] for m in (0, 1)]  # with the outer loop of these
+BATCHES = [Task(m, times) for times in TIMES[1:] for m in (0, 1)]
 
 
 def candidates(task: Task, best: dict[Task, Run]) -> list[Run]:
-    """Eight settings; at larger batches five rates, with the outer loop of the least batch."""
+    """Eight settings; at larger batches five rates, with the outer loop of the smallest."""
     pairs: list[Any]
     if task.times > 1:
         pairs = [(rate, best[Task(task.replicas)].outer) for rate in BATCH_RATES]
     elif task.replicas:
-        # Where what is not sent comes later, that is the momentum.
+        # SparseLoCo has no outer momentum: what is not sent at once takes its place.
         long = (1.0, None) if task.wire else (OUTER[task.replicas], 0.9)
         pairs = [(rate, outer) for rate in INNER_RATES for outer in (long, SHORT)]
     else:
@@ -72,7 +74,9 @@ def candidates(task: Task, best: dict[Task, Run]) -> list[Run]:
 
 
 def finals(best: dict[Task, Run]) -> list[Run]:
-    """All seeds of the best settings; what was not tuned has those of its like."""
+    """All seeds of the best settings; a wire that was not tuned has those of one that was."""
+    if missing := [task for task in FIRST + BATCHES if task not in best]:
+        raise InputError(f"no settings of {missing[0]} are in the log; run with --tune first")
     four, largest = best[Task(4)], best[Task(4, wire=LARGEST)]
     like = {Task(4, wire=wire): largest if LARGEST in wire else four for wire in WIRES}
     chosen = [run._replace(task=task, judged="test") for task, run in (best | like).items()]

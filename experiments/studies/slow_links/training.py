@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,7 +36,7 @@ from experiments.studies.slow_links.plan import (
     Run,
     read,
 )
-from experiments.workloads.char_gpt import Network
+from experiments.workloads.char_gpt import ALL_CHARACTERS, Network
 
 
 def make_network(symbols: int) -> Any:
@@ -51,7 +52,7 @@ def make_optimizer(run: Run, steps: int) -> optax.GradientTransformationExtraArg
         return adamw
     wire = dict(WIRES.get(run.task.wire, {}))
     if count := wire.pop("fragments", None):
-        wire |= {"fragments": functools.partial(thirds, count), "streaming": True}
+        wire |= {"fragments": functools.partial(fragments, count), "streaming": True}
     return diloco(
         *run.outer,
         replica_axis_name="replica",
@@ -61,8 +62,8 @@ def make_optimizer(run: Run, steps: int) -> optax.GradientTransformationExtraArg
     )
 
 
-def thirds(count: int, params: Any) -> Any:
-    """Numbers the fragments: neighbouring arrays, of about as many parameters in each."""
+def fragments(count: int, params: Any) -> Any:
+    """Numbers them: neighbouring arrays, with about equally many parameters in each."""
     leaves, structure = jax.tree.flatten(params)
     ends = np.cumsum([leaf.size for leaf in leaves])
     middles = ends - [leaf.size / 2 for leaf in leaves]
@@ -130,8 +131,8 @@ def train(run: Run, text: Text) -> Iterator[tuple[int, float]]:
 
 
 def follow(run: Run, path: str) -> dict[str, Any]:
-    """The record of a run, with the seconds of a gradient: the median over what is not compiled."""
-    text = load_characters(None, path, 1 << 30 if run.judged == "validation" else 0)
+    """The record of a run; the seconds of a gradient are the median without the first segment."""
+    text = load_characters(None, path, ALL_CHARACTERS if run.judged == "validation" else 0)
     gradients, losses, clock = [0], [], [time.perf_counter()]
     for count, loss in train(run, text):
         gradients.append(count)
@@ -150,19 +151,26 @@ def follow(run: Run, path: str) -> dict[str, Any]:
 
 
 def run_all(runs: list[Run], text: str, log: pathlib.Path, jobs: int) -> None:
-    """Those that the log lacks, so many at a time, on a core each."""
+    """Those that are not in the log yet, `jobs` at a time, each on one core."""
+    load_characters(None, text)  # refused here, before any starts
     known = read(log)
     missing = [run for run in runs if run not in known]
     spawned = multiprocessing.get_context("spawn")
-    cores = spawned.SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0))[:jobs]:
-        cores.put(core)
-    with concurrent.futures.ProcessPoolExecutor(jobs, spawned, pin, (cores,)) as pool:
+    free = spawned.SimpleQueue()
+    for core in cores(jobs):
+        free.put(core)
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawned, pin, (free,)) as pool:
         started = [pool.submit(follow, run, text) for run in missing]
         for one in track(concurrent.futures.as_completed(started), "trainings", total=len(missing)):
             with log.open("a") as stream:
                 stream.write(json.dumps(one.result()) + "\n")
 
 
-def pin(cores: Any) -> None:
-    os.sched_setaffinity(0, [cores.get()])
+def cores(jobs: int) -> list[int]:
+    """One for each job; jobs share them if there are too few."""
+    return list(itertools.islice(itertools.cycle(sorted(os.sched_getaffinity(0))), jobs))
+
+
+def pin(free: Any) -> None:
+    """Keeps a process on the next core."""
+    os.sched_setaffinity(0, [free.get()])
