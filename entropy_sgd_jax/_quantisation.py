@@ -1,8 +1,7 @@
 """A mean over replicas that is exchanged in integers of 8 or 4 bits.
 
 Each replica owns a share of the numbers: it is sent that share by all, takes the mean, and sends it
-to all. Both times the numbers go as integers with a scale for each block. What rounding leaves out
-is kept, and added the next time.
+to all. Both times the numbers go as integers with a scale for each block.
 """
 
 from __future__ import annotations
@@ -49,26 +48,22 @@ def dequantise(integers: Integers, bits: int) -> jax.Array:
 
 
 def mean(
-    numbers: jax.Array, residual: jax.Array, weight: jax.Array, axis_name: AxisName, bits: int
+    numbers: jax.Array, weight: jax.Array, axis_name: AxisName, bits: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The weighted mean of `numbers` over the replicas, and what rounding left out.
+    """The weighted mean of `numbers` over the replicas, and what rounding leaves out.
 
     Args:
-      numbers: float32, shape (n,); anything where the weight is 0.
-      residual: what the last exchange left out, like `numbers`.
+      numbers: float32, shape (n,); finite.
       weight: of this replica, float32, at least 0, shape ().
       axis_name: of the replicas.
       bits: 8 or 4.
 
     Returns:
-      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and the next residual.
-      Over exchanges with constant weights the means add up to what exact ones would, less what the
-      residuals hold.
+      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and what was left out,
+      like `numbers`. With constant weights, if it is added to the next numbers, the means add up to
+      what exact ones would, less what is left out at the end.
     """
-    replicas = lax.psum(1, axis_name)
-    absent = weight == 0
-    due = jnp.where(absent, jnp.zeros_like(numbers), numbers + residual)
-    blocks = _blocks(due, replicas)
+    blocks = _blocks(numbers, lax.psum(1, axis_name))
     sent = quantise(blocks, bits)
     left_out = blocks - dequantise(sent, bits)
 
@@ -78,13 +73,12 @@ def mean(
     share = jnp.tensordot(weights, dequantise(Integers(*shares), bits), 1) / total
     rounded = quantise(share, bits)
     # The owner adds what this second rounding left out to its own numbers.
-    missed = (share - dequantise(rounded, bits)) * total / jnp.where(absent, 1, weight)
+    missed = (share - dequantise(rounded, bits)) * total / jnp.where(weight == 0, 1, weight)
     left_out = left_out.at[lax.axis_index(axis_name)].add(missed)
 
     everything = jax.tree.map(lambda array: _collectives.gather(array, axis_name), rounded)
     averaged = dequantise(Integers(*everything), bits).reshape(-1)[: numbers.size]
-    left_out = left_out.reshape(-1)[: numbers.size]
-    return averaged, jnp.where(absent | (total == 0), residual, left_out)
+    return averaged, left_out.reshape(-1)[: numbers.size]
 
 
 def _blocks(numbers: jax.Array, replicas: int) -> jax.Array:

@@ -177,7 +177,9 @@ def average_over_replicas(
         advice = "Two numbers of 4 bits share a byte."
         raise _checks.error("top_k", "even with bits=4", str(top_k), advice)
     exchange: Any = None  # an all-reduce
+    kept = 1.0  # of what the last exchange left out
     if top_k is not None:
+        kept = _sparsification.DECAY
         exchange = functools.partial(_sparsification.mean, top_k=top_k, bits=bits)
     elif bits is not None:
         exchange = functools.partial(_quantisation.mean, bits=bits)
@@ -210,7 +212,10 @@ def average_over_replicas(
             return _collectives.weighted_mean(updates, weight, axis_name), state
         numbers, unravel = ravel_pytree(_trees.cast_like(updates, state.residual))
         residual, _ = ravel_pytree(state.residual)
-        mean, residual = exchange(numbers, residual, weight, axis_name)
+        absent = weight == 0  # whose numbers may be anything
+        due = jnp.where(absent, jnp.zeros_like(numbers), numbers + kept * residual)
+        mean, left_out = exchange(due, weight, axis_name)
+        residual = jnp.where(absent, residual, left_out)
         return _trees.cast_like(unravel(mean), updates), AverageState(unravel(residual))
 
     return optax.GradientTransformationExtraArgs(init, update)

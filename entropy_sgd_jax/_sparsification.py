@@ -1,7 +1,4 @@
-"""A mean over replicas to which each sends only the largest of its numbers, and where they are.
-
-What a replica does not send fades, and is added the next time: this is its momentum.
-"""
+"""A mean over replicas to which each sends only the largest of its numbers, and where they are."""
 
 from __future__ import annotations
 
@@ -16,33 +13,26 @@ from entropy_sgd_jax._quantisation import dequantise, quantise
 from entropy_sgd_jax._typing import AxisName
 
 CHUNK = 4096  # numbers of which the largest are sent
-DECAY = 0.95  # of what was not sent, by the next exchange
+DECAY = 0.95  # of what was not sent, by the next exchange; it does the work of a momentum
 
 
 def mean(
-    numbers: jax.Array,
-    residual: jax.Array,
-    weight: jax.Array,
-    axis_name: AxisName,
-    top_k: int,
-    bits: int | None,
+    numbers: jax.Array, weight: jax.Array, axis_name: AxisName, top_k: int, bits: int | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The weighted mean of the largest `top_k` of each chunk, and what was not sent.
+    """The weighted mean of the largest `top_k` of each chunk, and what is not sent.
 
     Args:
-      numbers: float32, shape (n,); anything where the weight is 0.
-      residual: what the last exchange left out, like `numbers`.
+      numbers: float32, shape (n,); finite.
       weight: of this replica, float32, at least 0, shape ().
       axis_name: of the replicas.
       top_k: of each chunk.
       bits: 8 or 4, of those that are sent; None for float32.
 
     Returns:
-      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and the next residual.
+      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and what was left out,
+      like `numbers`.
     """
-    absent = weight == 0
-    due = jnp.where(absent, jnp.zeros_like(numbers), numbers + DECAY * residual)
-    chunks = jnp.pad(due, (0, -due.size % CHUNK)).reshape(-1, CHUNK)
+    chunks = jnp.pad(numbers, (0, -numbers.size % CHUNK)).reshape(-1, CHUNK)
     _, places = lax.top_k(jnp.abs(chunks), top_k)
     chosen = jnp.take_along_axis(chunks, places, axis=1)
     sent = chosen if bits is None else quantise(chosen, bits)
@@ -61,8 +51,8 @@ def mean(
         lambda array: _collectives.gather(array, axis_name),
         (sent, places.astype(jnp.uint16), weight),
     )
-    zeros = _collectives.varying(jnp.zeros_like(chunks), everything[2])
-    total, _ = lax.scan(add, zeros, everything)
-    averaged = (total / jnp.sum(everything[2])).reshape(-1)[: numbers.size]
-    left = (chunks - spread(sent, places)).reshape(-1)[: numbers.size]
-    return averaged, jnp.where(absent | (jnp.sum(everything[2]) == 0), residual, left)
+    *_, weights = everything
+    zeros = _collectives.varying(jnp.zeros_like(chunks), weights)
+    averaged = (lax.scan(add, zeros, everything)[0] / jnp.sum(weights)).reshape(-1)
+    left_out = (chunks - spread(sent, places)).reshape(-1)
+    return averaged[: numbers.size], left_out[: numbers.size]
