@@ -6,6 +6,8 @@ tree of any shape.
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import pathlib
 import subprocess
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from entropy_sgd_jax import entropic, entropy_adam, entropy_sgd
+from entropy_sgd_jax import average_over_replicas, entropic, entropy_adam, entropy_sgd
 
 
 def run_program(program: pathlib.Path) -> str:
@@ -192,3 +194,33 @@ def assert_finite(tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(without_keys(tree)):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             assert np.all(np.isfinite(leaf.astype(np.float64))), jax.tree_util.keystr(path)
+
+
+@functools.cache
+def exchange(**fewer: Any) -> tuple[Any, Callable[..., Any]]:
+    """`average_over_replicas` with these arguments, and its step for all replicas at once."""
+    tx = average_over_replicas("r", **fewer)
+
+    def one(updates: Any, state: Any, weight: Any) -> Any:
+        return tx.update(updates, state, replica_weight=weight)
+
+    return tx, jax.jit(jax.vmap(one, axis_name="r"))
+
+
+def tree_of(numbers: np.ndarray) -> Any:
+    """A matrix, a vector and a scalar for each replica, from shape (replicas, n)."""
+    count, size = numbers.shape
+    side = math.isqrt(size - 2)
+    matrix, rest = numbers[:, : side**2], numbers[:, side**2 :]
+    return {
+        "a": jnp.asarray(matrix.reshape(count, side, side)),
+        "b": jnp.asarray(rest[:, :-1]),
+        "c": jnp.asarray(rest[:, -1]),
+    }
+
+
+def flat(tree: Any) -> np.ndarray:
+    """The numbers again."""
+    return np.concatenate(
+        [np.asarray(leaf).reshape(len(leaf), -1) for leaf in tree.values()], axis=1
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -11,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from entropy_sgd_jax import anchor_params, average_over_replicas, diloco
-from tests.core.helpers import assert_finite, outer_step
+from entropy_sgd_jax import anchor_params, diloco
+from tests.core.helpers import assert_finite, exchange, flat, outer_step, tree_of
 
 N, SIZE, BLOCK = 4, 1000, 64
 RANDOM = np.random.default_rng(0)
@@ -48,38 +47,18 @@ def np_mean(
     return rounded.reshape(-1)[:SIZE], np.where(weights[:, None] == 0, residual, left_out)
 
 
-@functools.cache
-def exchange(bits: int | None) -> Any:
-    tx = average_over_replicas("r", bits=bits)
-
-    def one(updates: Any, state: Any, weight: Any) -> Any:
-        return tx.update(updates, state, replica_weight=weight)
-
-    return tx, jax.jit(jax.vmap(one, axis_name="r"))
-
-
-def tree(numbers: np.ndarray) -> Any:
-    """The same numbers as leaves of three shapes, a scalar among them."""
-    return {
-        "a": jnp.asarray(numbers[:, :900].reshape(N, 30, 30)),
-        "b": jnp.asarray(numbers[:, 900:999]),
-        "c": jnp.asarray(numbers[:, 999]),
-    }
-
-
-def flat(leaves: Any) -> np.ndarray:
-    return np.concatenate([np.asarray(leaf).reshape(N, -1) for leaf in leaves.values()], axis=1)
-
-
 @both_widths
 @pytest.mark.parametrize("weights", [[1, 1, 1, 1], [1, 2, 0.5, 4], [1, 0, 3, 1]], ids=str)
 def test_three_exchanges_are_two_roundings_each(weights: list[float], bits: int) -> None:
-    tx, step = exchange(bits)
+    tx, step = exchange(bits=bits)
     weights, random = np.asarray(weights, np.float32), np.random.default_rng(bits)
-    state, residual = jax.vmap(tx.init)(tree(np.zeros((N, SIZE)))), np.zeros((N, SIZE), np.float32)
+    state, residual = (
+        jax.vmap(tx.init)(tree_of(np.zeros((N, SIZE)))),
+        np.zeros((N, SIZE), np.float32),
+    )
     for _ in range(3):
         updates = random.normal(size=(N, SIZE)).astype(np.float32) ** 3  # blocks of unlike sizes
-        mean, state = step(tree(updates), state, weights)
+        mean, state = step(tree_of(updates), state, weights)
         expected, residual = np_mean(updates, residual, weights, bits)
         np.testing.assert_array_equal(flat(mean), flat(mean)[:1].repeat(N, 0))
         # A number near the middle of two levels may go to either, by the last digit.
@@ -91,30 +70,30 @@ def test_three_exchanges_are_two_roundings_each(weights: list[float], bits: int)
 @both_widths
 def test_what_rounding_leaves_out_comes_later(bits: int) -> None:
     """The means add up to the exact ones, less the mean of what the residuals hold."""
-    tx, step = exchange(bits)
-    state = jax.vmap(tx.init)(tree(np.zeros((N, SIZE))))
+    tx, step = exchange(bits=bits)
+    state = jax.vmap(tx.init)(tree_of(np.zeros((N, SIZE))))
     found, exact = np.zeros(SIZE), np.zeros(SIZE)
     for _ in range(30):
         updates = RANDOM.normal(size=(N, SIZE)).astype(np.float32)
-        mean, state = step(tree(updates), state, jnp.ones(N))
+        mean, state = step(tree_of(updates), state, jnp.ones(N))
         found, exact = found + flat(mean)[0], exact + updates.mean(0, dtype=np.float64)
     held = flat(state.residual).mean(0, dtype=np.float64)
     np.testing.assert_allclose(found + held, exact, rtol=0, atol=1e-4)
     assert np.abs(held).max() < (0.05 if bits == 8 else 0.8)  # it does not grow
 
 
-@both_widths
-def test_an_absent_replica_keeps_its_residual_and_nobody_gives_nan(bits: int) -> None:
-    tx, step = exchange(bits)
-    state = jax.vmap(tx.init)(tree(np.zeros((N, SIZE))))
+@pytest.mark.parametrize("fewer", [{"bits": 8}, {"bits": 4}, {"top_k": 64, "bits": 8}], ids=str)
+def test_an_absent_replica_keeps_its_residual_and_nobody_gives_nan(fewer: dict[str, int]) -> None:
+    tx, step = exchange(**fewer)
+    state = jax.vmap(tx.init)(tree_of(np.zeros((N, SIZE))))
     updates = RANDOM.normal(size=(N, SIZE)).astype(np.float32)
-    _, state = step(tree(updates), state, jnp.ones(N))
+    _, state = step(tree_of(updates), state, jnp.ones(N))
     sick = updates.copy()
     sick[2, 500] = np.inf
-    mean, after = step(tree(sick), state, jnp.ones(N))
+    mean, after = step(tree_of(sick), state, jnp.ones(N))
     assert_finite((mean, after))
     np.testing.assert_array_equal(flat(after.residual)[2], flat(state.residual)[2])
-    mean, after = step(tree(updates), state, jnp.zeros(N))
+    mean, after = step(tree_of(updates), state, jnp.zeros(N))
     assert np.isnan(flat(mean)).all()
     np.testing.assert_array_equal(flat(after.residual), flat(state.residual))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import optax
 import pytest
 
 from entropy_sgd_jax import average_over_replicas, diloco
-from tests.core.helpers import assert_finite, outer_step
+from tests.core.helpers import exchange, flat, outer_step, tree_of
 
 N, SIZE, CHUNK, DECAY = 4, 5000, 4096, 0.95
 
@@ -33,38 +32,15 @@ def np_largest(due: np.ndarray, top_k: int, bits: int | None) -> np.ndarray:
     return sent
 
 
-@functools.cache
-def exchange(top_k: int, bits: int | None) -> Any:
-    tx = average_over_replicas("r", bits=bits, top_k=top_k)
-
-    def one(updates: Any, state: Any, weight: Any) -> Any:
-        return tx.update(updates, state, replica_weight=weight)
-
-    return tx, jax.jit(jax.vmap(one, axis_name="r"))
-
-
-def tree(numbers: np.ndarray) -> Any:
-    """The same numbers as a matrix, a vector and a scalar."""
-    return {
-        "a": jnp.asarray(numbers[:, :4900].reshape(N, 70, 70)),
-        "b": jnp.asarray(numbers[:, 4900:4999]),
-        "c": jnp.asarray(numbers[:, 4999]),
-    }
-
-
-def flat(leaves: Any) -> np.ndarray:
-    return np.concatenate([np.asarray(leaf).reshape(N, -1) for leaf in leaves.values()], axis=1)
-
-
 @both
 @pytest.mark.parametrize("weights", [[1, 1, 1, 1], [1, 2, 0.5, 4], [1, 0, 3, 1]], ids=str)
 def test_three_exchanges_send_the_largest(weights: list[float], bits: int | None) -> None:
-    tx, step = exchange(64, bits)
+    tx, step = exchange(top_k=64, bits=bits)
     weights, random = np.asarray(weights, np.float32), np.random.default_rng(0)
-    state, residual = jax.vmap(tx.init)(tree(np.zeros((N, SIZE)))), np.zeros((N, SIZE))
+    state, residual = jax.vmap(tx.init)(tree_of(np.zeros((N, SIZE)))), np.zeros((N, SIZE))
     for _ in range(3):
         updates = random.normal(size=(N, SIZE)).astype(np.float32)
-        mean, state = step(tree(updates), state, weights)
+        mean, state = step(tree_of(updates), state, weights)
         due = updates + DECAY * residual
         sent = np.array([np_largest(row, 64, bits) for row in due])
         expected = (weights[:, None] * sent).sum(0) / weights.sum()
@@ -78,27 +54,12 @@ def test_three_exchanges_send_the_largest(weights: list[float], bits: int | None
 
 
 def test_all_numbers_are_the_mean_itself() -> None:
-    tx, step = exchange(CHUNK, None)
-    state = jax.vmap(tx.init)(tree(np.zeros((N, SIZE))))
+    tx, step = exchange(top_k=CHUNK)
+    state = jax.vmap(tx.init)(tree_of(np.zeros((N, SIZE))))
     updates = np.random.default_rng(1).normal(size=(N, SIZE)).astype(np.float32)
-    mean, state = step(tree(updates), state, jnp.ones(N))
+    mean, state = step(tree_of(updates), state, jnp.ones(N))
     np.testing.assert_allclose(flat(mean)[0], updates.mean(0), rtol=0, atol=1e-6)
     assert not flat(state.residual).any()
-
-
-def test_a_sick_replica_keeps_its_residual_and_nobody_gives_nan() -> None:
-    tx, step = exchange(64, 8)
-    state = jax.vmap(tx.init)(tree(np.zeros((N, SIZE))))
-    updates = np.random.default_rng(2).normal(size=(N, SIZE)).astype(np.float32)
-    _, state = step(tree(updates), state, jnp.ones(N))
-    sick = updates.copy()
-    sick[2, 500] = np.inf
-    mean, after = step(tree(sick), state, jnp.ones(N))
-    assert_finite((mean, after))
-    np.testing.assert_array_equal(flat(after.residual)[2], flat(state.residual)[2])
-    mean, after = step(tree(updates), state, jnp.zeros(N))
-    assert np.isnan(flat(mean)).all()
-    np.testing.assert_array_equal(flat(after.residual), flat(state.residual))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -120,8 +81,7 @@ def test_diloco_sends_a_tenth_and_arrives(streaming: bool) -> None:
         return x
 
     found = np.asarray(jax.jit(jax.vmap(replica, axis_name="r"))(targets))
-    if not streaming:  # there `params` is x′ at the start of a cycle, which is x
-        np.testing.assert_array_equal(found, found[:1].repeat(N, 0))
+    np.testing.assert_array_equal(found, found[:1].repeat(N, 0))  # at the end of a cycle x′ is x
     assert np.abs(found - np.asarray(targets).mean(0)).max() < 0.1
 
 
