@@ -7,7 +7,7 @@
 A network 64-64-10 is trained on the digits of scikit-learn; then chains of SGLD with the same step
 size, temperature, localisation and batch size run in both, and a Metropolis-adjusted chain here.
 
-With --speed it is draws per second that are compared, burn-in included, of networks of 50,890 and
+With --speed, draws per second are compared, burn-in included, of networks of 50,890 and
 1,068,810 parameters: in turn, each time in a new process without a compilation cache, the first
 call and then warm ones. The peer is run twice: with PyTorch's usual loader, which fetches examples
 one by one, and with one that hands out whole batches. It has one thread or all, whichever is faster
@@ -36,6 +36,7 @@ import numpy as np
 
 BATCH, SCOPE, STEP_SIZE, CHAINS, STEPS = 128, 100.0, 1e-4, 8, 2000
 SIZES = {"small": (784, 64, 10), "large": (784, 1024, 256, 10)}
+SPEED_STEPS = {"small": 2000, "large": 100}  # of each chain
 ROUNDS, WARM_CALLS = 3, 2
 
 
@@ -220,9 +221,10 @@ def compare_values(programs: dict[str, str], file: pathlib.Path) -> None:
         print(json.dumps({"program": program, **found, "gradients_per_second": per_second}))
 
 
-def compare_speed(programs: dict[str, str], file: pathlib.Path, sizes: dict[str, int]) -> None:
-    for size, steps in sizes.items():
-        invent(file, SIZES[size])
+def compare_speed(programs: dict[str, str], file: pathlib.Path, wanted: int | None) -> None:
+    for size, widths in SIZES.items():
+        invent(file, widths)
+        steps = wanted or SPEED_STEPS[size]
         seconds: dict[str, list[list[float]]] = {program: [] for program in programs}
         for _ in range(ROUNDS):
             for program, python in programs.items():
@@ -244,10 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with devinterp 1.x")
     parser.add_argument("--speed", action="store_true", help="draws per second")
-    steps = {"small": 2000, "large": 100}
-    for size, default in steps.items():
-        text = f"of each chain, with --speed (default {default})"
-        parser.add_argument(f"--steps-{size}", type=int, default=default, help=text)
+    parser.add_argument("--steps", type=int, help=f"with --speed (default {SPEED_STEPS})")
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -270,9 +269,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "network.npz"
         if arguments.speed:
-            compare_speed(
-                programs, file, {size: vars(arguments)[f"steps_{size}"] for size in SIZES}
-            )
+            compare_speed(programs, file, arguments.steps)
         else:
             compare_values(programs, file)
 
