@@ -169,7 +169,7 @@ def draw(done: Done, folder: pathlib.Path) -> None:
         axes.set(xscale="log", xlabel="simulated seconds")
         axes.set_title(f"{link:g} Gbit/s", loc="left", fontsize=11)
     panels[0].set(ylabel="test loss, nats per character", ylim=left.get_ylim())
-    panels[-1].legend(frameon=False, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     save(figure, panels, folder / "slow_links_clock.png")
 
     figure = Figure(figsize=(5, 3.6), layout="constrained")
