@@ -119,7 +119,7 @@ def judged_pruned(contestant: training.Contestant, fraction: float) -> training.
 def describe(options: argparse.Namespace, run: Run) -> dict[str, Any]:
     """All that the numbers depend on; a training is continued only if this is the same."""
     data = 0
-    for array in run.dataset:
+    for array in filter(lambda part: part is not None, run.dataset):
         data = zlib.crc32(np.ascontiguousarray(array), data)
     return {
         "workload": options.workload,

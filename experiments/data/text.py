@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Text(NamedTuple):
     train: np.ndarray
     test: np.ndarray
     symbols: int
+    validation: np.ndarray | None = None  # if it is judged by beside the test text
 
 
 def load_ptb(directory: str, validation: int = 0) -> Text:
@@ -40,12 +42,18 @@ def load_ptb(directory: str, validation: int = 0) -> Text:
             f"{PTB_FILES['train']} in {folder} has {len(numbers):,} different words, "
             f"more than {PTB_WORDS:,}: is it another file?"
         )
-    judged = find(folder, PTB_FILES["validation" if validation else "test"])
-    words = _words(judged)[: validation or None]
-    if unknown := next((word for word in words if word not in numbers), None):
-        raise InputError(f"{judged} has a word {unknown!r} that the training text has not")
-    train, test = (np.array([numbers[word] for word in part], np.int32) for part in (train, words))
-    return Text(train, test, len(numbers))
+
+    def read(part: str) -> np.ndarray:
+        path = find(folder, PTB_FILES[part])
+        words = _words(path)
+        if unknown := next((word for word in words if word not in numbers), None):
+            raise InputError(f"{path} has a word {unknown!r} that the training text has not")
+        return np.array([numbers[word] for word in words], np.int32)
+
+    known, held_out = np.array([numbers[word] for word in train], np.int32), read("validation")
+    if validation:
+        return Text(known, held_out[:validation], len(numbers))
+    return Text(known, read("test"), len(numbers), held_out)
 
 
 def load_characters(
@@ -64,14 +72,18 @@ def load_characters(
     known[content] = True
     numbers = (np.cumsum(known, dtype=np.int32) - 1)[content]
     first, second = (int(share * len(numbers)) for share in shares)
-    judged = numbers[first:second][:validation] if validation else numbers[second:]
-    return Text(numbers[:first], judged, int(known.sum()))
+    train, held_out, symbols = numbers[:first], numbers[first:second], int(known.sum())
+    if validation:
+        return Text(train, held_out[:validation], symbols)
+    return Text(train, numbers[second:], symbols, held_out)
 
 
 def windows(text: Text, length: int, context: int, test_length: int, test_context: int) -> Dataset:
-    """Cuts both parts: each window predicts `length` symbols and sees `context` more before."""
-    train = _cut(text.train, length, context, "training text")
-    return Dataset(*train, *_cut(text.test, test_length, test_context, "text to judge by"))
+    """Cuts all parts: each window predicts `length` symbols and sees `context` more before."""
+    judged = [text.test] if text.validation is None else [text.test, text.validation]
+    parts = [_cut(text.train, length, context, "training text")]
+    parts += [_cut(part, test_length, test_context, "text to judge by") for part in judged]
+    return Dataset(*itertools.chain(*parts))
 
 
 def _cut(symbols: np.ndarray, length: int, context: int, name: str) -> tuple[np.ndarray, ...]:

@@ -70,15 +70,19 @@ def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def measure(model: Model, params: Params, data: Dataset) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Training loss, test loss and test error in percent, of one network."""
+def measure(model: Model, params: Params, data: Dataset) -> dict[str, jax.Array]:
+    """Of one network: losses, and the test error in percent."""
     batches = statistics_batches(data.train_inputs, in_order=model.carry is not None)
     statistics = model.statistics(params, batches)
     known = slice(LOSS_EXAMPLES if data.train_labels.ndim == 1 else LOSS_WINDOWS)
     train = data.train_inputs[known], data.train_labels[known]
     train_loss, _ = judge(model._replace(streams=STATISTICS_BATCH), params, statistics, *train)
     test_loss, wrong = judge(model, params, statistics, data.test_inputs, data.test_labels)
-    return train_loss, test_loss, 100 * wrong
+    measured = {"train_loss": train_loss, "test_loss": test_loss, "test_error": 100 * wrong}
+    if data.validation_inputs is not None:
+        held_out = data.validation_inputs, data.validation_labels
+        measured["validation_loss"] = judge(model, params, statistics, *held_out)[0]
+    return measured
 
 
 def statistics_batches(inputs: jax.Array, in_order: bool = False) -> jax.Array:

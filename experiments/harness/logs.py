@@ -23,7 +23,8 @@ from experiments.io.files import write_whole
 PACKAGES = ("entropy-sgd-jax", "jax", "jaxlib", "optax", "flax", "numpy")
 FILE = "metrics.jsonl"
 LINE = 1 << 22  # bytes of a line; 60,000 seeds need as many
-PER_SEED = ("train_loss", "test_loss", "test_error")
+PER_SEED = ("train_loss", "test_loss", "test_error", "validation_loss")
+BESIDE = "validation_loss"  # in the logs of text that is judged by both
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +98,7 @@ class Log:
         values = {
             name.replace("test", self.configuration["part"]): np.asarray(value).tolist()
             for name, value in measurement._asdict().items()
+            if value is not None
         }
         return jax.tree.map(_finite, values) | {"seconds": round(self.seconds, 3)}
 
@@ -170,14 +172,17 @@ def _configuration(text: str) -> dict[str, Any]:
 def _measured(text: str, configuration: dict[str, Any], before: list[Line]) -> Line:
     """The line that follows those `before`."""
     values = json.loads(text)
-    fields = {
-        name: _numbers(values[name.replace("test", configuration["part"])])
-        for name in Measurement._fields
-    }
+    names = {name: name.replace("test", configuration["part"]) for name in Measurement._fields}
+    if BESIDE not in values or names["test_loss"] == BESIDE:
+        del names[BESIDE]
+    fields = {name: _numbers(values[written]) for name, written in names.items()}
     for name, numbers in fields.items():
         if numbers.shape != ((configuration["seeds"],) if name in PER_SEED else ()):
             raise ValueError(f"{name} has not one number for each seed")
     now = Line(text, Measurement(**fields), float(_numbers(values["seconds"])))
+    first = before[0].measurement if before else now.measurement
+    if (first.validation_loss is None) != (now.measurement.validation_loss is None):
+        raise ValueError(f"{BESIDE} is not in every line")
     last = before[-1].measurement.gradient_evaluations if before else -1
     if not last < now.measurement.gradient_evaluations <= configuration["gradient_evaluations"]:
         raise ValueError("out of order")

@@ -31,6 +31,7 @@ class Curves(NamedTuple):
     test_loss: np.ndarray  # shape (measurements, seeds)
     test_error: np.ndarray  # percent, shape (measurements, seeds)
     evaluations_per_second: float  # all seeds together, median over training
+    validation_loss: np.ndarray | None = None  # of the seeds whose logs have it
 
 
 class Score(NamedTuple):
@@ -73,15 +74,19 @@ def train_all(
 
 def collect(name: str, measurements: Iterable[Measurement]) -> Curves:
     """The median ignores the measurement before training, whose rate is not a number."""
-    *values, rates = map(np.array, zip(*measurements, strict=True))
-    return Curves(name, *values, float(np.median(rates[1:])) if len(rates) > 1 else math.nan)
+    *values, rates, held_out = zip(*measurements, strict=True)
+    rate = float(np.median(rates[1:])) if len(rates) > 1 else math.nan
+    beside = None if held_out[0] is None else np.array(held_out)
+    return Curves(name, *map(np.array, values), rate, beside)
 
 
 def side_by_side(curves: list[Curves]) -> Curves:
     """Joins the curves of one optimizer over different seeds."""
     values = [curve[2:5] for curve in curves]
     rate = float(np.median([curve.evaluations_per_second for curve in curves]))
-    return Curves(*curves[0][:2], *map(np.hstack, zip(*values, strict=True)), rate)
+    held_out = [curve.validation_loss for curve in curves if curve.validation_loss is not None]
+    beside = np.hstack(held_out) if held_out else None
+    return Curves(*curves[0][:2], *map(np.hstack, zip(*values, strict=True)), rate, beside)
 
 
 def progress_bar(console: Console) -> Progress:

@@ -75,6 +75,7 @@ class Measurement(NamedTuple):
     test_loss: np.ndarray  # shape (seeds,)
     test_error: np.ndarray  # percent, shape (seeds,)
     evaluations_per_second: float  # since the last measurement, all seeds together
+    validation_loss: np.ndarray | None = None  # of text that is judged by both, shape (seeds,)
 
 
 class Checkpoints(Protocol):
@@ -126,7 +127,7 @@ def train(
     if checkpoints and (restored := checkpoints.restore(trained)):
         first, trained = restored
     else:
-        yield Measurement(0, *measure(trained[0], data), math.nan)
+        yield Measurement(0, evaluations_per_second=math.nan, **measure(trained[0], data))
     if first == len(budget.segments):
         return
     advance = _compile_segment(contestant, model, trained, keys, budget, data, map_seeds)
@@ -137,7 +138,7 @@ def train(
         trained = jax.block_until_ready(advance(trained, *order, rounds, data))
         rate = seeds * rounds * budget.inner_steps / (time.perf_counter() - began)
         done = sum(budget.segments[: index + 1]) * budget.inner_steps
-        yield Measurement(done, *measure(trained[0], data), rate)
+        yield Measurement(done, evaluations_per_second=rate, **measure(trained[0], data))
         if checkpoints:
             # A copy, since the next segment writes over these arrays.
             checkpoints.save(index + 1, jax.tree.map(jnp.copy, trained))
@@ -247,12 +248,12 @@ def in_streams(first: Any, count: int, streams: int, examples: int) -> jax.Array
 
 
 def _measure(reported: Callable, model: Model, map_seeds: Callable, params: Params, data: Dataset):
-    """Training loss, test loss and test error in percent, each of shape (seeds,)."""
+    """What `evaluation.measure` says, each of shape (seeds,)."""
     return jax.device_get(_compiled_measure(reported, model, map_seeds, params, data))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _compiled_measure(
     reported: Callable, model: Model, map_seeds: Callable, params: Params, data: Dataset
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> dict[str, jax.Array]:
     return map_seeds(lambda params: evaluation.measure(model, reported(params), data))(params)

@@ -16,6 +16,8 @@ class Dataset(NamedTuple):
     train_labels: np.ndarray  # images: (examples,); text: (windows, length), or fewer, the last
     test_inputs: np.ndarray
     test_labels: np.ndarray
+    validation_inputs: np.ndarray | None = None  # of text, which is judged by both
+    validation_labels: np.ndarray | None = None
 
 
 def split_end(inputs: np.ndarray, labels: np.ndarray, validation: int) -> Dataset:

@@ -39,8 +39,8 @@ SEEDS = {"mnistfc": 5, "lenet": 5, "char_lstm": 4}  # the paper's; else 3
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
 COLUMNS = (
     *("workload", "variant", "optimizer", "test score at the end", "less the best baseline's"),
-    *("at its best", "training loss", "gradient evaluations", "to the baseline's best (its own)"),
-    "seconds per seed",
+    *("at its best", "validation at the end", "training loss", "gradient evaluations"),
+    *("to the baseline's best (its own)", "seconds per seed"),
 )
 
 
@@ -120,6 +120,14 @@ class Finished(NamedTuple):
         return self.score.of(self.curves)
 
     @property
+    def validation(self) -> np.ndarray | None:
+        """Likewise, of text, for the seeds whose logs have it."""
+        held_out = self.curves.validation_loss
+        if held_out is None:
+            return None
+        return self.score.of(self.curves._replace(test_loss=held_out))
+
+    @property
     def length(self) -> str:
         """That of the paper, or a shorter one."""
         return "paper" if self.variant == "published" else self.variant
@@ -172,11 +180,21 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         paired.difference(run.scores[-1], baseline.scores[-1], digits) if baseline else "",
         # The best of each seed by itself, as the paper seems to have taken it.
         report.mean_and_spread(np.nanmin(run.scores, axis=0), digits),
+        validation(run),
         report.mean_and_spread(run.curves.train_loss[-1], ".2e"),
         f"{configuration['gradient_evaluations']:,}",
         f"{reached(run, baseline)} ({reached(baseline, baseline)})" if baseline else "",
         f"{run.seconds / configuration['seeds']:,.0f}",
     ]
+
+
+def validation(run: Finished) -> str:
+    """At the end, and of how many seeds if some logs have none."""
+    if run.validation is None:
+        return ""
+    seeds = run.validation.shape[1]
+    shown = report.mean_and_spread(run.validation[-1], run.score.digits)
+    return shown if seeds == run.configuration["seeds"] else f"{shown} ({seeds} seeds)"
 
 
 def reached(run: Finished, baseline: Finished) -> str:

@@ -72,8 +72,11 @@ def train_until(
     for seed, first in enumerate(there.argmax(axis=0)):
         trained = jax.tree.map(lambda leaf: leaf[seed], states.trained[first][0])  # noqa: B023
         params.append(contestant.reported(trained))
-        evaluations, *values, rate = measurements[first]
-        ends.append(Measurement(evaluations, *(value[seed] for value in values), rate))
+        own = {
+            name: value[seed] if np.ndim(value) else value
+            for name, value in measurements[first]._asdict().items()
+        }
+        ends.append(Measurement(**own))
     return params, ends
 
 

@@ -63,6 +63,7 @@ def log() -> bytes:
     lines: list[dict[str, Any]] = [{"configuration": configuration, "versions": {"jax": "0.10"}}]
     for count in (0, 20, 40, 60):
         values = {"train_loss": [2.3, None], "test_loss": [2.4, 2.5], "test_error": [90.0, 12.5]}
+        values["validation_loss"] = [2.6, 2.7]
         rate = {"evaluations_per_second": 11.5 if count else None, "gradient_evaluations": count}
         lines.append({**rate, **values, "seconds": 0.25 * count})
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -70,7 +71,8 @@ def log() -> bytes:
 
 def read_log(path: pathlib.Path) -> Any:
     _, measurements, seconds = logs.read(path.parent, path.name)
-    return [np.concatenate([np.ravel(v) for v in m]) for m in measurements], seconds
+    rows = [np.concatenate([np.ravel(v) for v in m if v is not None]) for m in measurements]
+    return rows, seconds
 
 
 def plain_log(content: bytes) -> Any:
@@ -78,7 +80,11 @@ def plain_log(content: bytes) -> Any:
     names = ("gradient_evaluations", "train_loss", "test_loss", "test_error")
     part = head["configuration"]["part"]
     keys = [name.replace("test", part) for name in (*names, "evaluations_per_second")]
-    rows = [np.concatenate([np.ravel(np.array(line[k], float)) for k in keys]) for line in lines]
+    beside = [] if part == "validation" else ["validation_loss"]
+    rows = []
+    for line in lines:
+        there = [name for name in (*keys, *beside) if name in line or name in keys]
+        rows.append(np.concatenate([np.ravel(np.array(line[name], float)) for name in there]))
     return rows, lines[-1]["seconds"]
 
 
@@ -135,19 +141,18 @@ def plain_archive(content: bytes) -> Any:
 
 def read_archive(path: pathlib.Path) -> Any:
     data = cifar10.load_cifar10(str(path.parent))
-    images, labels = (np.concatenate(parts) for parts in (data[::2], data[1::2]))
+    images, labels = (np.concatenate(parts) for parts in (data[:4:2], data[1:4:2]))
     return images, labels
 
 
 def read_characters(path: pathlib.Path) -> Any:
     cut = text.load_characters(None, str(path))
-    return np.concatenate([cut.train, cut.test]), cut.symbols
+    return np.concatenate([cut.train, cut.validation, cut.test]), cut.symbols
 
 
 def plain_characters(content: bytes) -> Any:
     known = sorted(set(content))
-    numbers = [known.index(byte) for byte in content]
-    return numbers[: int(0.9 * len(numbers))] + numbers[int(0.95 * len(numbers)) :], len(known)
+    return [known.index(byte) for byte in content], len(known)
 
 
 def read_words(path: pathlib.Path) -> Any:

@@ -246,6 +246,10 @@ def test_windows_predict_the_next_symbol_and_see_their_context():
     np.testing.assert_array_equal(cut.train_labels, [[2, 3, 4, 5, 6], [7, 8, 9, 10, 11]])
     np.testing.assert_array_equal(cut.test_inputs, [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_array_equal(cut.test_labels, [[2, 3, 4], [5, 6, 7]])
+    assert cut.validation_inputs is None
+    both = text.windows(text.Text(np.arange(12), np.arange(4), 12, np.arange(4, 8)), 5, 2, 3, 0)
+    np.testing.assert_array_equal(both.validation_inputs, [[4, 5, 6]])
+    np.testing.assert_array_equal(both.validation_labels, [[5, 6, 7]])
     with pytest.raises(InputError, match="too few"):
         text.windows(text.Text(np.arange(5), np.arange(5), 5), 5, 0, 2, 0)
 
@@ -257,6 +261,8 @@ def test_characters_are_split_by_order_and_validation_does_not_touch_the_test(tm
     np.testing.assert_array_equal(held.train, judged.train)
     np.testing.assert_array_equal(held.test, [0, 1, 2, 3])
     np.testing.assert_array_equal(judged.test, np.arange(10, 20))
+    np.testing.assert_array_equal(judged.validation, np.arange(10))
+    assert held.validation is None
 
 
 def test_ptb_ends_lines_and_refuses_unknown_words(tmp_path):
@@ -266,7 +272,10 @@ def test_ptb_ends_lines_and_refuses_unknown_words(tmp_path):
     words = text.load_ptb(str(tmp_path))
     np.testing.assert_array_equal(words.train, [2, 1, 0, 1, 3, 0])
     np.testing.assert_array_equal(words.test, [3, 1, 0])
-    np.testing.assert_array_equal(text.load_ptb(str(tmp_path), 9).test, [1, 0])
+    np.testing.assert_array_equal(words.validation, [1, 0])
+    held = text.load_ptb(str(tmp_path), 9)
+    np.testing.assert_array_equal(held.test, [1, 0])
+    assert held.validation is None
     (tmp_path / "ptb.test.txt").write_text("z\n")
     with pytest.raises(InputError, match="a word 'z'"):
         text.load_ptb(str(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
 from experiments.studies import run
 
@@ -36,3 +37,15 @@ def test_gradients_to_the_baselines_best(errors: list[list[float]], expected: st
     assert len({line.count("|") for line in (heading, *rows)}) == 1
     assert f" {expected} (200) " in rows[1]
     assert "(200)" not in rows[0]
+
+
+def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
+    one, *others = [finished("SGD", [[90.0], [error]]).curves for error in (3, 2, 4)]
+    others = [curves._replace(validation_loss=np.log(curves.test_error)) for curves in others]
+    joined = report.side_by_side([one, *others])
+    assert joined.test_error.shape == (2, 3)
+    assert report.side_by_side([one, one]).validation_loss is None
+    configuration = {"workload": "ptb", "seeds": 3, "gradient_evaluations": 300}
+    shown = run.Finished(configuration, "paper", joined, report.SCORES["perplexity"], 12.0)
+    np.testing.assert_allclose(shown.validation, [[90, 90], [2, 4]])
+    assert " 3.00 ± 1.00 (2 seeds) |" in run.table([[shown]])

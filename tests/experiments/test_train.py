@@ -111,6 +111,20 @@ def test_every_pair_trains(workload, optimizer, data, tmp_path):
     check(run(workload, optimizer, data, tmp_path), tmp_path)
 
 
+def test_text_is_judged_by_both_parts_at_once(data, tmp_path):
+    (tmp_path / "a.txt").write_bytes(RANDOM.integers(97, 123, 4_000).astype(np.uint8).tobytes())
+    flags = ["--text", str(tmp_path / "a.txt"), "--effective-epochs", "2"]
+    both = run("char_lstm", "adam", data, tmp_path / "both", *flags)
+    alone = run("char_lstm", "adam", data, tmp_path / "alone", *flags, "--validation")
+    for one, other in zip(both[1:], alone[1:], strict=True):
+        assert one["validation_loss"] == other["validation_loss"]
+        assert one["test_loss"] != one["validation_loss"]
+        assert "test_loss" not in other
+    logged, from_alone = (logs.read(tmp_path / name)[1] for name in ("both", "alone"))
+    assert logged[-1].validation_loss == both[-1]["validation_loss"] == from_alone[-1].test_loss
+    assert from_alone[-1].validation_loss is None
+
+
 def test_all_optimizers_may_spend_the_same_number_of_gradients(data):
     counts = {}
     for name in contestants.RECIPES:
@@ -255,9 +269,9 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
     pruned = jax.tree.map(
         lambda w: np.where((w.ndim > 2) & (np.abs(w) < least), 0, w)[0], jax.device_get(params[0])
     )
-    _, loss, error = evaluation.measure(run.model, pruned, run.dataset)
-    np.testing.assert_allclose(last[2].test_loss, loss, rtol=1e-5)
-    np.testing.assert_allclose(last[2].test_error, error, rtol=1e-5)
+    measured = evaluation.measure(run.model, pruned, run.dataset)
+    for name, value in measured.items():
+        np.testing.assert_allclose(getattr(last[2], name), value, rtol=1e-5)
     assert last[2].test_error > last[0].test_error
     assert sum((np.asarray(w) != 0).sum() for w in jax.tree.leaves(params[2]) if w.ndim > 2) == 883
 
