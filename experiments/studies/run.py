@@ -38,9 +38,9 @@ SEEDS = {"mnistfc": 5, "lenet": 5, "char_lstm": 4}  # the paper's; else 3
 # Effective ones, where not the paper's.
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
 COLUMNS = (
-    *("workload", "variant", "optimizer", "test score at the end", "less the best baseline's"),
-    *("at its best", "validation at the end", "training loss", "gradient evaluations"),
-    *("to the baseline's best (its own)", "seconds per seed"),
+    *("workload", "variant", "optimizer", "seeds", "test score at the end", "95 % interval"),
+    *("less the best baseline's", "at its best", "validation at the end", "training loss"),
+    *("gradient evaluations", "to the baseline's best (its own)", "seconds per seed"),
 )
 
 
@@ -176,8 +176,10 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         configuration["workload"],
         run.variant,
         run.curves.name,
+        str(configuration["seeds"]),
         f"{report.mean_and_spread(run.scores[-1], digits)} {run.score.unit}",
-        paired.difference(run.scores[-1], baseline.scores[-1], digits) if baseline else "",
+        interval(run),
+        less(run, baseline) if baseline else "",
         # The best of each seed by itself, as the paper seems to have taken it.
         report.mean_and_spread(np.nanmin(run.scores, axis=0), digits),
         validation(run),
@@ -186,6 +188,20 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         f"{reached(run, baseline)} ({reached(baseline, baseline)})" if baseline else "",
         f"{run.seconds / configuration['seeds']:,.0f}",
     ]
+
+
+def interval(run: Finished) -> str:
+    """Of the mean at the end; one seed has none."""
+    mean, margin = paired.interval(run.scores[-1], np.zeros(1))
+    ends = (f"{end:{run.score.digits}}" for end in (mean - margin, mean + margin))
+    return "" if np.isnan(margin) else " to ".join(ends)
+
+
+def less(run: Finished, baseline: Finished) -> str:
+    """Over the seeds that both have: they count from zero."""
+    ends = [one.scores[-1] for one in (run, baseline)]
+    seeds = min(map(len, ends))
+    return paired.difference(*(end[:seeds] for end in ends), run.score.digits)
 
 
 def validation(run: Finished) -> str:

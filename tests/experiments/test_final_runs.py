@@ -39,6 +39,15 @@ def test_gradients_to_the_baselines_best(errors: list[list[float]], expected: st
     assert "(200)" not in rows[0]
 
 
+def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
+    """0.2, 0.4 and 0.6 less; and 2, 4, 6 have 4 ± 2 × 4.3027 / √3, of Student's table."""
+    few = finished("Entropy-SGD", [[90, 90, 90], [1.8, 3.6, 5.4]])
+    more = finished("Adam", [[90, 90, 90, 90], [2, 4, 6, 9]])
+    assert run.less(few, more) == "-0.40 ± 0.50"
+    assert run.interval(finished("Adam", [[90, 90, 90], [2, 4, 6]])) == "-0.97 to 8.97"
+    assert run.interval(finished("Adam", [[90], [2]])) == ""
+
+
 def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
     one, *others = [finished("SGD", [[90.0], [error]]).curves for error in (3, 2, 4)]
     others = [curves._replace(validation_loss=np.log(curves.test_error)) for curves in others]
