@@ -43,6 +43,7 @@ NAMES = {
     "sam": "SAM",
     "snoo": "SNOO",
     "parle": "Parle",
+    "sgld": "SGLD",
 }
 
 

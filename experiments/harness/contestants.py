@@ -7,6 +7,7 @@ To use the library in your own loop, compare `optax_round` with `entropy_round`,
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,24 @@ def parle_sgd(settings: Settings, budget: Budget) -> Contestant:
     )
 
 
+def sgld(settings: Settings, budget: Budget) -> Contestant:
+    """Stochastic gradient Langevin dynamics, with noise of standard deviation √(2η) ε.
+
+    An update of Entropy-SGD is one such step if L = 1, γ = 0, α = 1 and its outer rate is 1.
+    """
+    optimizer = entropy_sgd(
+        1.0,
+        inner_steps=1,
+        inner_learning_rate=schedule(settings, budget.gradient_evaluations),
+        scope=0.0,
+        noise_scale=math.sqrt(2) * settings.noise_scale,
+        averaging=1.0,
+        inner_transform=optax.chain(optax.identity(), *regularisers(settings)),
+        streaming=True,
+    )
+    return Contestant(optimizer, optax_round)
+
+
 RECIPES: dict[str, Callable[[Settings, Budget], Contestant]] = {
     "entropy_sgd": entropic_sgd,
     "entropy_adam": entropic_adam,
@@ -183,6 +202,7 @@ RECIPES: dict[str, Callable[[Settings, Budget], Contestant]] = {
     "sam": sam,
     "snoo": snoo,
     "parle": parle_sgd,
+    "sgld": sgld,
 }
 
 
@@ -231,6 +251,9 @@ def schedule(settings: Settings, steps: int) -> optax.ScalarOrSchedule:
     if settings.schedule == "step" and settings.drop_at:
         drops = jnp.array([at * steps for at in settings.drop_at])
         return lambda count: peak / by ** (count >= drops).sum().astype(jnp.float32)
+    if settings.schedule == "power":
+        power = settings.power
+        return lambda count: peak / (1.0 + count) ** power
     return peak
 
 

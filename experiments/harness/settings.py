@@ -16,7 +16,7 @@ from experiments.io.errors import InputError, near
 
 WORKLOADS = ("digits", "mnistfc", "lenet", "allcnn", "ptb", "ptb_small", "char_lstm", "char_gpt")
 SAMPLINGS = ("passes", "replacement", "streams")
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "step", "power")
 OWN = "0 for the workload's own"
 
 
@@ -43,6 +43,7 @@ MOMENTUM = Part("momentum", ("sgd", "sam", "entropy_sgd", "snoo", "parle"))
 ADAM = Part("Adam", ("adam", "adamw", "entropy_adam", "snoo"))
 INNER = Part("inner loop", ("entropy_sgd", "entropy_adam", "snoo", "parle"))
 ENTROPY = Part("local entropy", ("entropy_sgd", "entropy_adam", "parle"))
+NOISE = Part("Langevin noise", (*ENTROPY.owners, "sgld"))
 SAM = Part("SAM", ("sam",))
 PARLE = Part("Parle", ("parle",))
 
@@ -137,6 +138,7 @@ class Settings:
         OPTIMIZER, (), below_one, "step: fractions of the budget, one per drop"
     )
     drop_by: float = flag(OPTIMIZER, 10.0, above_zero, "step: divisor at each drop")
+    power: float = flag(OPTIMIZER, 0.25, number, "power: b of η / (1 + t)^b")
     warmup: float = flag(OPTIMIZER, 0.0, below_one, "cosine: first part of the budget, rates rise")
     momentum: float = flag(MOMENTUM, 0.0, below_one, "Nesterov; outer, if there are two loops")
     b1: float = flag(ADAM, 0.9, below_one, "first decay")
@@ -153,7 +155,7 @@ class Settings:
     inner_momentum: float = flag(ENTROPY, 0.9, below_one, "Nesterov, of the inner gradients")
     scope: float = flag(ENTROPY, 0.03, number, "γ₀")
     scope_growth: float = flag(ENTROPY, 0.0, number, "γ₁, relative growth of γ at each update")
-    noise_scale: float = flag(ENTROPY, 1e-4, number, "ε")
+    noise_scale: float = flag(NOISE, 1e-4, number, "ε")
     decay_after_momentum: bool = flag(
         ENTROPY, False, None, "add the weight decay to the inner momentum, not to the gradients"
     )
@@ -204,6 +206,8 @@ def idle(settings: Settings, name: str) -> str:
     """What a setting lacks to have an effect; empty if it has one."""
     if name in ("drop_at", "drop_by") and settings.schedule != "step":
         return f"--drop-at and --drop-by need --schedule step; got {settings.schedule}"
+    if name == "power" and settings.schedule != "power":
+        return f"--power needs --schedule power; got {settings.schedule}"
     if name == "warmup" and "cosine" not in (settings.schedule, settings.inner_schedule):
         return "--warmup needs --schedule cosine or --inner-schedule cosine"
     if name == "decay_after_momentum" and not settings.weight_decay:

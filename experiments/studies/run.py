@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import train, workloads
-from experiments.harness import logs, report, settings
+from experiments.harness import contestants, logs, report, settings
 from experiments.io import files
 from experiments.studies import RESULTS, paired, tune
 
@@ -233,7 +233,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="with mnist/ and text/")
     parser.add_argument("--workloads", nargs="+", default=["mnistfc", "char_lstm", "lenet"])
-    parser.add_argument("--optimizers", nargs="+", choices=tune.OPTIMIZERS, default=tune.OPTIMIZERS)
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=contestants.RECIPES, default=tune.OPTIMIZERS
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["paper"])
     parser.add_argument("--seeds", type=int, help="default 5 on MNIST, 4 of char_lstm, else 3")
     parser.add_argument(

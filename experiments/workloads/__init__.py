@@ -66,6 +66,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "averaging": 0.25,
         "reset_inner_state": False,
     },
+    "sgld": {"learning_rate": 0.1, "schedule": "power"},
 }
 
 

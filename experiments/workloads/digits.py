@@ -149,6 +149,7 @@ WORKLOAD = Workload(
     make_model,
     for_each_optimizer(
         TWO_LOOPS | {"effective_epochs": usual.effective_epochs, "batch_size": usual.batch_size},
+        sgld={"inner_schedule": "constant"},  # it has one loop
         **{recipe: usual.arguments[name] for name, (recipe, _) in OPTIMIZERS.items()},
     ),
 )

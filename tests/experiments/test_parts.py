@@ -1,6 +1,8 @@
 """BatchNorm, dropout, evaluation and the networks of train.py against NumPy."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -286,6 +288,29 @@ def test_regularisers_reach_every_optimizer(clip):
             take = jax.jit(contestant.take_round, static_argnums=(0, 1))
             ends.append(take(contestant.optimizer, slope, params, state, batches)[0])
         assert (ends[0] != ends[1]).all()
+
+
+def test_sgld_is_a_falling_step_and_noise_of_its_size():
+    """Against NumPy: without noise to rounding, with it by the sum of all steps' variances."""
+    chosen = settings.Settings(learning_rate=0.2, schedule="power", power=0.25, noise_scale=0.0)
+    ends = {}
+    for epsilon in (0.0, 0.01):
+        own = dataclasses.replace(chosen, noise_scale=epsilon)
+        contestant = contestants.RECIPES["sgld"](own, training.Budget(1, 20, 1))
+        params = jnp.ones(100_000)
+        state = contestant.optimizer.init(params)
+        batches = (jnp.arange(20.0), jnp.ones(20), jax.random.split(jax.random.key(0), 20))
+        take = jax.jit(contestant.take_round, static_argnums=(0, 1))
+        slope = lambda params, batch: params - batch[0]  # noqa: E731
+        ends[epsilon] = take(contestant.optimizer, slope, params, state, batches)[0]
+    place, variance = 1.0, 0.0
+    for step in range(20):
+        rate = 0.2 / (1 + step) ** 0.25
+        place, variance = place - rate * (place - step), (1 - rate) ** 2 * variance + 2 * rate
+    np.testing.assert_allclose(ends[0.0], place, rtol=1e-5)
+    noise = np.asarray(ends[0.01] - ends[0.0], np.float64) / (0.01 * math.sqrt(variance))
+    assert abs(noise.mean()) < 4 / math.sqrt(noise.size)
+    assert abs((noise**2).mean() - 1) < 4 * math.sqrt(2 / noise.size)
 
 
 def test_parle_replicas_start_alike_and_are_averaged():

@@ -363,6 +363,8 @@ def test_the_flags_of_an_optimizer_are_what_it_reads(optimizer):
     if optimizer not in INNER.owners:  # then the only schedule is another one here
         reads.settings = Settings(schedule="cosine")
         contestants.prepare(optimizer, reads, 10_000, 5)
+    reads.settings = Settings(schedule="power")
+    contestants.prepare(optimizer, reads, 10_000, 5)
     of_networks = (NETWORK, BATCH_NORM, DROPOUT, SEQUENCES)
     settings = {name: part for name, part in PARTS.items() if hasattr(Settings, name)}
     assert reads.names == {
