@@ -1,0 +1,178 @@
+"""The angle between the slope of local entropy and that of the loss, as training goes on.
+
+    python -m experiments.studies.angles --data-dir DIR
+
+The paper holds that on recurrent networks the two point alike, and on convolutional ones less so.
+Trains each network as its authors did, for fewer epochs. At each measurement, `--updates` updates
+start from the same x, each with mini-batches of its own; x − μ of all of them is averaged, and so
+is ∇f(x) over the same mini-batches. A mean of few noisy gradients is never quite along the true
+one: the angle between the means over the odd and the even updates says how far off each is. DIR
+has the folders `mnist/` and `text/`. The table goes to `angles.json`, a figure to `angles.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from experiments.io.errors import OneLineParser, one_line_errors
+
+with one_line_errors("angles.py"):
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from jax import lax
+    from matplotlib.figure import Figure
+
+    from entropy_sgd_jax import entropy_sgd
+    from experiments import train
+    from experiments.harness import contestants, report, training
+    from experiments.harness.settings import one_of, positive
+    from experiments.io import files
+    from experiments.studies import RESULTS, solutions, tune
+
+# Effective epochs, and the name in the figure.
+TASKS = {
+    "mnistfc": ("entropy_sgd", 20, "MNIST, fully connected"),
+    "lenet": ("entropy_sgd", 10, "MNIST, LeNet"),
+    "char_lstm": ("entropy_adam", 5, "War and Peace, LSTM"),
+}
+MEASUREMENTS = 8
+NAMES = ("means", "one update", "halves of x − μ", "halves of ∇f")
+
+
+def angle(one: Any, other: Any) -> jax.Array:
+    """Between two trees, in degrees."""
+    dots = [
+        sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+        for pair in ((one, other), (one, one), (other, other))
+    ]
+    return jnp.degrees(jnp.arccos(jnp.clip(dots[0] / jnp.sqrt(dots[1] * dots[2]), -1, 1)))
+
+
+def mean(trees: Any) -> Any:
+    """Over the leading axis."""
+    return jax.tree.map(lambda leaves: leaves.mean(0), trees)
+
+
+def angles(slopes: Any, grads: Any) -> dict[str, jax.Array]:
+    """From x − μ and ∇f(x) of several updates, each with that leading axis; by NAMES."""
+
+    def half(trees: Any, first: int) -> Any:
+        return mean(jax.tree.map(lambda leaves: leaves[first::2], trees))
+
+    one_by_one = jax.vmap(angle, (0, None))(slopes, mean(grads)).mean()
+    halves = [angle(half(trees, 0), half(trees, 1)) for trees in (slopes, grads)]
+    return dict(zip(NAMES, (angle(mean(slopes), mean(grads)), one_by_one, *halves), strict=True))
+
+
+def probe(run: train.Run) -> Callable[..., dict[str, jax.Array]]:
+    """A function of a state of training at x, and of rows and masks of shape (updates, L, ...)."""
+    streams = run.model.carry is not None and run.settings.sampling == "streams"
+    loss = run.model.carried_loss if streams else run.model.loss
+    grad_fn = jax.grad(loss, has_aux=streams)
+    inner = contestants.inner_arguments(run.settings, run.budget.gradient_evaluations)
+
+    take_round = contestants.entropy_round
+    if streams:
+        take_round = functools.partial(contestants.carried_round, sam=False)
+
+    @jax.jit
+    def look(trained: Any, rows: Any, masks: Any, scope: Any, key: Any, data: Any) -> Any:
+        params, _, *carry = trained
+        # Its update is μ − x. γ stays at what it has grown to.
+        optimizer = entropy_sgd(1.0, **inner | {"scope": lambda _: scope})
+
+        def update(carry: list[Any], part: Any) -> Any:
+            """One from x; and the gradients at x, after which the network's state is the next."""
+            key, rows, masks = part
+            batches = data.train_inputs[rows], data.train_labels[rows], masks
+            batches += (rows[:, 0] == 0,) if streams else ()
+            state = optax.tree.set(optimizer.init(params), rng_key=key)
+            end, *_ = take_round(optimizer, grad_fn, params, state, batches, *carry)
+
+            def at_x(carry: list[Any], batch: Any) -> Any:
+                if not streams:
+                    return carry, grad_fn(params, batch)
+                grads, after = grad_fn(params, batch, *carry)
+                return [after], grads
+
+            carry, grads = lax.scan(at_x, carry, batches)
+            return carry, (jax.tree.map(jnp.subtract, params, end), mean(grads))
+
+        keys = jax.random.split(key, len(rows))
+        return angles(*lax.scan(update, carry, (keys, rows, masks))[1])
+
+    return look
+
+
+def measure(task: str, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Trains one seed, and looks at each x on the mini-batches that would come next."""
+    optimizer, epochs, _ = TASKS[task]
+    folder = tune.data_folder(options.data_dir, task)
+    flags = [task, "--optimizer", optimizer, "--data-dir", folder, "--as-published"]
+    flags += ["--effective-epochs", str(epochs), "--measurements", str(MEASUREMENTS)]
+    run = train.prepare(train.parse_arguments(flags))
+    states, look, data = solutions.EveryState(), probe(run), jax.device_put(run.dataset)
+    _, *measurements = training.train(
+        run.contestant, run.model, run.dataset, run.budget, 1, states, training.one_by_one
+    )
+    seed, rows = jax.random.key(0), []
+    for index, (now, trained) in enumerate(zip(measurements, states.trained, strict=True), 1):
+        order, masks = training.draw_segment(
+            seed[None], index, run.budget, len(run.dataset.train_labels)
+        )
+        done = now.gradient_evaluations // run.settings.inner_steps
+        found = look(
+            jax.tree.map(lambda leaf: leaf[0], trained),
+            order[0, : options.updates],
+            masks[0, : options.updates],
+            run.settings.scope * (1 + run.settings.scope_growth) ** done,
+            jax.random.fold_in(seed, index),
+            data,
+        )
+        score = float(report.SCORES[run.workload.score].of(now)[0])
+        values = {name: round(float(value), 2) for name, value in found.items()}
+        rows.append({"gradients": now.gradient_evaluations, "score": score} | values)
+    return rows
+
+
+def draw(found: dict[str, Any], path: pathlib.Path) -> None:
+    """One panel a task."""
+    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    for axes, (task, rows) in zip(
+        figure.subplots(1, len(found), sharey=True), found.items(), strict=True
+    ):
+        for name in NAMES:
+            style = ":" if name.startswith("halves") else "-"
+            places = [row["gradients"] for row in rows]
+            axes.plot(places, [row[name] for row in rows], style, marker=".", label=name)
+        axes.set(title=TASKS[task][2], xlabel="gradient evaluations", ylim=(0, 95))
+        axes.grid(alpha=0.25)
+    figure.axes[0].set(ylabel="angle, degrees")
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = OneLineParser(prog="angles.py", description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", type=one_of(tuple(TASKS)), help="default all")
+    parser.add_argument("--data-dir", type=pathlib.Path, required=True)
+    parser.add_argument("--updates", type=positive, default=20, help="from each x (default 20)")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "angles.json")
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for task in options.tasks or TASKS:
+        found[task] = measure(task, options)
+        files.write_whole(options.out, json.dumps(found, indent=1) + "\n")
+        print(report.markdown(found[task][0], [map(str, row.values()) for row in found[task]]))
+    draw({task: found[task] for task in TASKS if task in found}, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    with one_line_errors("angles.py"):
+        main()
