@@ -2,12 +2,11 @@
 
     python -m experiments.studies.angles --data-dir DIR
 
-The paper holds that on recurrent networks the two point alike, and on convolutional ones less so.
-Trains each network as its authors did, for fewer epochs. At each measurement, `--updates` updates
-start from the same x, each with mini-batches of its own; x − μ of all of them is averaged, and so
-is ∇f(x) over the same mini-batches. A mean of few noisy gradients is never quite along the true
-one: the angle between the means over the odd and the even updates says how far off each is. DIR
-has the folders `mnist/` and `text/`. The table goes to `angles.json`, a figure to `angles.png`.
+Trains each network as the paper's authors did, for fewer epochs. At each measurement, `--updates`
+updates start from the same x, each with mini-batches of its own. From products between different
+ones comes the angle between the expectations of x − μ and ∇f(x), without the noise of either; then
+how far from ∇f(x) a single update is, and the mean of as many gradients at x. DIR has the folders
+`mnist/` and `text/`. The table goes to `angles.json`, a figure to `angles.png`.
 """
 
 from __future__ import annotations
@@ -42,32 +41,35 @@ TASKS = {
     "char_lstm": ("entropy_adam", 5, "War and Peace, LSTM"),
 }
 MEASUREMENTS = 8
-NAMES = ("means", "one update", "halves of x − μ", "halves of ∇f")
+NAMES = ("E(x − μ)", "x − μ of one update", "mean of L gradients")  # each to ∇f(x)
 
 
-def angle(one: Any, other: Any) -> jax.Array:
-    """Between two trees, in degrees."""
-    dots = [
-        sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
-        for pair in ((one, other), (one, one), (other, other))
-    ]
-    return jnp.degrees(jnp.arccos(jnp.clip(dots[0] / jnp.sqrt(dots[1] * dots[2]), -1, 1)))
-
-
-def mean(trees: Any) -> Any:
-    """Over the leading axis."""
-    return jax.tree.map(lambda leaves: leaves.mean(0), trees)
+def dots(ones: Any, others: Any) -> tuple[jax.Array, jax.Array]:
+    """Means of ⟨one_k, other_l⟩ over all k ≠ l, and over k = l; trees with k as leading axis."""
+    pairs = list(zip(*map(jax.tree.leaves, (ones, others)), strict=True))
+    count = len(pairs[0][0])
+    own = sum(jnp.vdot(one, other) for one, other in pairs)
+    every = sum(jnp.vdot(one.sum(0), other.sum(0)) for one, other in pairs)
+    return (every - own) / (count * (count - 1)), own / count
 
 
 def angles(slopes: Any, grads: Any) -> dict[str, jax.Array]:
-    """From x − μ and ∇f(x) of several updates, each with that leading axis; by NAMES."""
+    """From x − μ and ∇f(x) of several updates, each with that leading axis; by NAMES, in degrees.
 
-    def half(trees: Any, first: int) -> Any:
-        return mean(jax.tree.map(lambda leaves: leaves[first::2], trees))
+    No product is of two things from the same mini-batches, so that their common noise has no part
+    in it. Not a number where too few updates leave a squared norm below zero.
+    """
+    (across, _), (slope, one_slope), (grad, one_grad) = (
+        dots(*pair) for pair in ((slopes, grads), (slopes, slopes), (grads, grads))
+    )
+    lengths = jnp.sqrt(jnp.stack([slope * grad, one_slope * grad, one_grad * grad]))
+    cosines = jnp.stack([across, across, grad]) / lengths
+    return dict(zip(NAMES, jnp.degrees(jnp.arccos(jnp.clip(cosines, -1, 1))), strict=True))
 
-    one_by_one = jax.vmap(angle, (0, None))(slopes, mean(grads)).mean()
-    halves = [angle(half(trees, 0), half(trees, 1)) for trees in (slopes, grads)]
-    return dict(zip(NAMES, (angle(mean(slopes), mean(grads)), one_by_one, *halves), strict=True))
+
+def mean_of(grads: Any) -> Any:
+    """Over the leading axis."""
+    return jax.tree.map(lambda leaves: leaves.mean(0), grads)
 
 
 def probe(run: train.Run) -> Callable[..., dict[str, jax.Array]]:
@@ -102,7 +104,7 @@ def probe(run: train.Run) -> Callable[..., dict[str, jax.Array]]:
                 return [after], grads
 
             carry, grads = lax.scan(at_x, carry, batches)
-            return carry, (jax.tree.map(jnp.subtract, params, end), mean(grads))
+            return carry, (jax.tree.map(jnp.subtract, params, end), mean_of(grads))
 
         keys = jax.random.split(key, len(rows))
         return angles(*lax.scan(update, carry, (keys, rows, masks))[1])
@@ -148,12 +150,12 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
         figure.subplots(1, len(found), sharey=True), found.items(), strict=True
     ):
         for name in NAMES:
-            style = ":" if name.startswith("halves") else "-"
+            style = "-" if name == NAMES[0] else ":"
             places = [row["gradients"] for row in rows]
             axes.plot(places, [row[name] for row in rows], style, marker=".", label=name)
         axes.set(title=TASKS[task][2], xlabel="gradient evaluations", ylim=(0, 95))
         axes.grid(alpha=0.25)
-    figure.axes[0].set(ylabel="angle, degrees")
+    figure.axes[0].set(ylabel="angle to ∇f(x), degrees")
     figure.axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 

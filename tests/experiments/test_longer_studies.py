@@ -57,6 +57,20 @@ def test_a_rule_bounds_the_share_near_zero(radius: float) -> None:
     assert 0 <= most - least < 1
 
 
+def test_a_mean_of_outer_products_has_these_eigenvalues() -> None:
+    random = np.random.default_rng(0)
+    hessian, vectors = random.normal(size=(30, 30)), random.normal(size=(7, 30))
+    hessian += hessian.T
+    times = vectors @ hessian
+    dense = np.mean([np.outer(a, w) for a, w in zip(times, vectors, strict=True)], axis=0)
+    whole = np.linalg.eigvals(dense)
+    largest = whole[np.argsort(-np.abs(whole))[:7]]
+    found = spectrum.outer_eigenvalues(times, vectors)
+    np.testing.assert_allclose(np.sort_complex(found), np.sort_complex(largest), atol=1e-10)
+    shown = spectrum.extremes(np.array([5.0, 0.05, -2.0]), 10, 0.1)
+    assert shown == {"near zero": 80.0, "largest": 5.0, "smallest": -2.0}
+
+
 @pytest.mark.parametrize("kind", ["geometric", "linear", "quadratic", "bounded"])
 def test_each_kind_of_scoping_goes_from_the_low_scope_to_the_high_one(kind: str) -> None:
     scope = claims.scopes(100)[kind]
