@@ -8,10 +8,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments.studies import claims, spectrum
+from experiments.studies import claims, dead_units, spectrum
+from experiments.workloads.mnistfc import Network
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -76,6 +80,16 @@ def test_each_kind_of_scoping_goes_from_the_low_scope_to_the_high_one(kind: str)
     scope = claims.scopes(100)[kind]
     assert scope(0) == pytest.approx(claims.LOW, rel=1e-5)
     assert scope(100) == pytest.approx(claims.HIGH, rel=0.01)
+
+
+def test_units_that_are_zero_on_all_images_are_dead() -> None:
+    """Biases of ±1000 decide; a second layer with the first one dead has its biases alone."""
+    params = nnx.state(Network(49, 6, 10, 0.0, nnx.Rngs(0)), nnx.Param)
+    for name, signs in (("first", [-1, 1, -1, 1, 1, -1]), ("second", [1, -1, -1, -1, -1, 1])):
+        params[name]["bias"][...] = 1_000.0 * jnp.array(signs)
+        params[name]["kernel"][...] /= 1_000
+    images = jax.random.normal(jax.random.key(0), (20, 7, 7))
+    assert tuple(map(int, dead_units.dead(params, images))) == (3, 4)
 
 
 @pytest.mark.slow
