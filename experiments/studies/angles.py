@@ -137,8 +137,8 @@ def measure(task: str, options: argparse.Namespace) -> list[dict[str, float]]:
             jax.random.fold_in(seed, index),
             data,
         )
-        score = float(report.SCORES[run.workload.score].of(now)[0])
-        values = {name: round(float(value), 2) for name, value in found.items()}
+        score = round(float(report.SCORES[run.workload.score].of(now)[0]), 3)
+        values = {name: round(float(found[name]), 2) for name in NAMES}
         rows.append({"gradients": now.gradient_evaluations, "score": score} | values)
     return rows
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
-from experiments.studies import run
+from experiments.studies import run, table1
 
 
 def finished(name: str, errors: list[list[float]]) -> run.Finished:
@@ -46,6 +46,21 @@ def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
     assert run.less(few, more) == "-0.40 ± 0.50"
     assert run.interval(finished("Adam", [[90, 90, 90], [2, 4, 6]])) == "-0.97 to 8.97"
     assert run.interval(finished("Adam", [[90], [2]])) == ""
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([2, 4, 6], "reproduced"),  # -0.97 to 8.97
+        ([8.8, 9.0, 9.2], "higher"),  # 8.50 to 9.50
+        ([8.0, 9.0, 10.0], "reproduced"),  # 6.52 to 11.48
+        ([0.9, 1.0, 1.1], "lower"),
+        ([7.1], "differs"),
+        ([6.9], "agrees"),
+    ],
+)
+def test_reproduced_means_that_the_intervals_overlap(scores: list[float], expected: str) -> None:
+    assert table1.verdict(np.array(scores), (6.0, 1.0)) == expected
 
 
 def test_validation_is_shown_of_the_seeds_that_have_it() -> None:

@@ -1,0 +1,132 @@
+"""The paper's Table 1 beside ours, from the logs of `run.py`.
+
+    python -m experiments.studies.table1
+
+Writes `table1.md` and draws `table1.png`: every seed at the end of its training, their mean with
+its 95 % interval, and what the paper has. "Reproduced" says that the two intervals overlap.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import train
+from experiments.harness import report
+from experiments.io import files
+from experiments.studies import RESULTS, overview, paired, run
+
+
+class Reported(NamedTuple):
+    """Mean and ± of the paper; of what it does not say."""
+
+    test: tuple[float, float]
+    validation: tuple[float, float] | None = None
+
+
+PAPER: dict[str, dict[str, Reported]] = {
+    "mnistfc": {"entropy_sgd": Reported((1.37, 0.03)), "adam": Reported((1.39, 0.03))},
+    "lenet": {"entropy_sgd": Reported((0.50, 0.01)), "adam": Reported((0.51, 0.01))},
+    "char_lstm": {
+        "entropy_adam": Reported((1.217, 0.005), (1.213, 0.007)),
+        "adam": Reported((1.226, 0.01), (1.224, 0.008)),
+    },
+}
+HEADINGS = ("task", "optimizer", "score", "the paper", "here", "95 % interval", "at best")
+
+
+def measured() -> dict[tuple[str, str], run.Finished]:
+    """The finished runs of Table 1, by workload and optimizer, in its order."""
+    every = {
+        (*(one.configuration[key] for key in ("workload", "optimizer")), one.variant): one
+        for group in run.finished()
+        for one in group
+    }
+    found = {}
+    for workload, reported in PAPER.items():
+        for optimizer in reported:
+            variant = "published" if optimizer.startswith("entropy") else "paper"
+            if one := every.get((workload, optimizer, variant)):
+                found[workload, optimizer] = one
+    return found
+
+
+def verdict(scores: np.ndarray, paper: tuple[float, float]) -> str:
+    """Of the scores of all seeds; one has no interval."""
+    (low, high), (mean, margin) = around(*paper), paired.interval(scores, np.zeros(1))
+    if np.isnan(margin):
+        return "agrees" if low <= mean <= high else "differs"
+    least, most = around(mean, margin)
+    if least <= high and low <= most:
+        return "reproduced"
+    return "lower" if most < low else "higher"
+
+
+def around(mean: float, margin: float) -> tuple[float, float]:
+    return mean - margin, mean + margin
+
+
+def rows(found: dict[tuple[str, str], run.Finished]) -> list[list[str]]:
+    """Of test scores, and of validation scores where there are any."""
+    lines = []
+    for (workload, optimizer), one in found.items():
+        paper, form = PAPER[workload][optimizer], one.score.digits
+        parts = [("test", paper.test, one.scores)]
+        if paper.validation and one.validation is not None:
+            parts.append(("validation", paper.validation, one.validation))
+        for part, reported, scores in parts:
+            mean, margin = paired.interval(scores[-1], np.zeros(1))
+            ends = " to ".join(f"{end:{form}}" for end in around(mean, margin))
+            lines.append([
+                *(overview.TITLES[workload], one.curves.name, f"{part}, {one.score.unit}"),
+                " ± ".join(f"{value:{form}}" for value in reported),
+                f"{mean:{form}}",
+                "" if np.isnan(margin) else ends,
+                f"{np.nanmin(scores, axis=0).mean():{form}}",
+                str(scores.shape[1]),
+                verdict(scores[-1], reported),
+            ])  # fmt: skip
+    return lines
+
+
+def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], run.Finished]) -> None:
+    """Two rows, the paper's grey."""
+    there = [name for name in PAPER[workload] if (workload, name) in found]
+    for height, name in enumerate(there):
+        one, (mean, margin) = found[workload, name], PAPER[workload][name].test
+        scores, colour = one.scores[-1], report.colour(train.NAMES[name])
+        own, spread = paired.interval(scores, np.zeros(1))
+        style = {"capsize": 3, "marker": "D", "ms": 5}
+        axes.errorbar(mean, height - 0.2, xerr=margin, color="0.5", label="the paper", **style)
+        axes.errorbar(
+            own, height + 0.1, xerr=None if np.isnan(spread) else spread, color=colour,
+            label="here: mean, its 95 % interval, each seed", **style,
+        )  # fmt: skip
+        axes.plot(scores, np.full(len(scores), height + 0.3), "o", ms=3.5, color=colour, alpha=0.6)
+    axes.set_yticks(range(len(there)), [train.NAMES[name] for name in there])
+    axes.set(ylim=(len(there) - 0.4, -0.6), title=overview.TITLES[workload])
+    score = next(one.score for (task, _), one in found.items() if task == workload)
+    axes.set_xlabel(f"test {score.name}, {score.unit}")
+    axes.text(0.02, 0.03, "← better", fontstyle="italic", transform=axes.transAxes)
+    axes.grid(axis="x", alpha=0.25)
+    axes.margins(x=0.15)
+
+
+def main() -> None:
+    found = measured()
+    text = report.markdown([*HEADINGS, "seeds", "verdict"], rows(found))
+    files.write_whole(RESULTS / "table1.md", text)
+    print(text)
+    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    for axes, workload in zip(figure.subplots(1, len(PAPER)), PAPER, strict=True):
+        draw_task(axes, workload, found)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles[:2], labels[:2], loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(RESULTS / "table1.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
