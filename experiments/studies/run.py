@@ -210,7 +210,7 @@ def validation(run: Finished) -> str:
         return ""
     seeds = run.validation.shape[1]
     shown = report.mean_and_spread(run.validation[-1], run.score.digits)
-    return shown if seeds == run.configuration["seeds"] else f"{shown} ({seeds} seeds)"
+    return shown if seeds == run.configuration["seeds"] else f"{shown} (of {seeds})"
 
 
 def reached(run: Finished, baseline: Finished) -> str:

@@ -72,4 +72,4 @@ def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
     configuration = {"workload": "ptb", "seeds": 3, "gradient_evaluations": 300}
     shown = run.Finished(configuration, "paper", joined, report.SCORES["perplexity"], 12.0)
     np.testing.assert_allclose(shown.validation, [[90, 90], [2, 4]])
-    assert " 3.00 ± 1.00 (2 seeds) |" in run.table([[shown]])
+    assert " 3.00 ± 1.00 (of 2) |" in run.table([[shown]])
