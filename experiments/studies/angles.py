@@ -12,13 +12,14 @@ how far from ∇f(x) a single update is, and the mean of as many gradients at x.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments.io.errors import OneLineParser, one_line_errors
+from experiments.io.errors import InputError, OneLineParser, one_line_errors
 
 with one_line_errors("angles.py"):
     import jax
@@ -30,6 +31,7 @@ with one_line_errors("angles.py"):
     from entropy_sgd_jax import entropy_sgd
     from experiments import train
     from experiments.harness import contestants, report, training
+    from experiments.harness.logs import versions
     from experiments.harness.settings import one_of, positive
     from experiments.io import files
     from experiments.studies import RESULTS, solutions, tune
@@ -112,13 +114,16 @@ def probe(run: train.Run) -> Callable[..., dict[str, jax.Array]]:
     return look
 
 
-def measure(task: str, options: argparse.Namespace) -> list[dict[str, float]]:
+def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Trains one seed, and looks at each x on the mini-batches that would come next."""
     optimizer, epochs, _ = TASKS[task]
     folder = tune.data_folder(options.data_dir, task)
     flags = [task, "--optimizer", optimizer, "--data-dir", folder, "--as-published"]
     flags += ["--effective-epochs", str(epochs), "--measurements", str(MEASUREMENTS)]
     run = train.prepare(train.parse_arguments(flags))
+    most = run.budget.segments[0]
+    if not 2 <= options.updates <= most:
+        raise InputError(f"--updates {options.updates}: allowed are 2 to {most} on {task}")
     states, look, data = solutions.EveryState(), probe(run), jax.device_put(run.dataset)
     _, *measurements = training.train(
         run.contestant, run.model, run.dataset, run.budget, 1, states, training.one_by_one
@@ -140,19 +145,19 @@ def measure(task: str, options: argparse.Namespace) -> list[dict[str, float]]:
         score = round(float(report.SCORES[run.workload.score].of(now)[0]), 3)
         values = {name: round(float(found[name]), 2) for name in NAMES}
         rows.append({"gradients": now.gradient_evaluations, "score": score} | values)
-    return rows
+    configuration = dataclasses.asdict(run.settings) | {"seeds": 1, "updates": options.updates}
+    return {"configuration": configuration, "versions": versions(), "angles": rows}
 
 
 def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     """One panel a task."""
     figure = Figure(figsize=(10.5, 3.8), layout="constrained")
-    for axes, (task, rows) in zip(
-        figure.subplots(1, len(found), sharey=True), found.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (task, measured) in zip(panels, found.items(), strict=True):
+        places = [row["gradients"] for row in measured["angles"]]
         for name in NAMES:
-            style = "-" if name == NAMES[0] else ":"
-            places = [row["gradients"] for row in rows]
-            axes.plot(places, [row[name] for row in rows], style, marker=".", label=name)
+            style, values = "-" if name == NAMES[0] else ":", [r[name] for r in measured["angles"]]
+            axes.plot(places, values, style, marker=".", label=name)
         axes.set(title=TASKS[task][2], xlabel="gradient evaluations", ylim=(0, 95))
         axes.grid(alpha=0.25)
     figure.axes[0].set(ylabel="angle to ∇f(x), degrees")
@@ -171,7 +176,8 @@ def main() -> None:
     for task in options.tasks or TASKS:
         found[task] = measure(task, options)
         files.write_whole(options.out, json.dumps(found, indent=1) + "\n")
-        print(report.markdown(found[task][0], [map(str, row.values()) for row in found[task]]))
+        rows = found[task]["angles"]
+        print(task, report.markdown(rows[0], [map(str, row.values()) for row in rows]), sep="\n")
     draw({task: found[task] for task in TASKS if task in found}, options.out.with_suffix(".png"))
 
 

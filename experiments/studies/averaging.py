@@ -11,13 +11,16 @@ is finished is kept in `averaging.json`, and the table goes to `averaging.md`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from experiments import train
 from experiments.harness import report, training
+from experiments.harness.logs import versions
 from experiments.harness.settings import positive
 from experiments.io import files
 from experiments.studies import RESULTS, overview, paired, run, solutions, tune
@@ -28,8 +31,8 @@ EPOCHS = {**run.EPOCHS, "char_lstm": 5}  # effective ones
 FILE = RESULTS / "averaging.json"
 
 
-def scores(workload: str, weight: str, options: argparse.Namespace) -> list[float]:
-    """Of all seeds at the end, on validation data."""
+def scores(workload: str, weight: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Of all seeds at the end, on validation data, and what they depend on."""
     flags = [workload, "--optimizer", OPTIMIZERS[workload], "--averaging", weight, "--validation"]
     flags += ["--data-dir", tune.data_folder(options.data_dir, workload), "--measurements", "1"]
     flags += ["--effective-epochs", str(EPOCHS[workload])]
@@ -38,16 +41,18 @@ def scores(workload: str, weight: str, options: argparse.Namespace) -> list[floa
         *(ready.contestant, ready.model, ready.dataset, ready.budget, options.seeds),
         map_seeds=training.one_by_one,
     )
-    return report.SCORES[ready.workload.score].of(end).tolist()
+    own = report.SCORES[ready.workload.score].of(end).tolist()
+    return {"scores": own, "settings": dataclasses.asdict(ready.settings), "versions": versions()}
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> str:
+def table(found: dict[str, dict[str, Any]]) -> str:
     rows = []
     for workload, each in found.items():
-        usual = np.array(each[WEIGHTS[0]])
-        for weight, own in each.items():
-            less = paired.difference(np.array(own), usual, ".3f") if weight != WEIGHTS[0] else ""
-            mean = report.mean_and_spread(np.array(own), ".3f")
+        usual = np.array(each[WEIGHTS[0]]["scores"])
+        for weight, measured in each.items():
+            own = np.array(measured["scores"])
+            less = paired.difference(own, usual, ".3f") if weight != WEIGHTS[0] else ""
+            mean = report.mean_and_spread(own, ".3f")
             rows.append([overview.TITLES[workload], weight, mean, less])
     return report.markdown(["task", "α", "error in % or nats", "less α = 0.75"], rows)
 
@@ -64,10 +69,10 @@ def main() -> None:
         for weight in WEIGHTS:
             found = json.loads(FILE.read_text()) if FILE.exists() else {}
             own = found.setdefault(workload, {})
-            if len(own.get(weight, [])) < options.seeds:
+            if weight not in own or len(own[weight]["scores"]) != options.seeds:
                 own[weight] = scores(workload, weight, options)
                 files.write_whole(FILE, json.dumps(found, indent=1) + "\n")
-                print(workload, weight, own[weight], flush=True)
+                print(workload, weight, own[weight]["scores"], flush=True)
     text = table(json.loads(FILE.read_text()))
     files.write_whole(RESULTS / "averaging.md", text)
     print(text)
