@@ -169,7 +169,7 @@ def test_digits_are_split_without_overlap():
     dataset = load_digits()
     assert dataset.train_inputs.shape == (1280, 8, 8)
     assert dataset.test_inputs.shape == (517, 8, 8)
-    train, test = ({image.tobytes() for image in part} for part in dataset[::2])
+    train, test = ({image.tobytes() for image in part} for part in dataset[:4:2])
     assert not train & test
     assert set(dataset.test_labels) == set(range(10))
 
@@ -186,5 +186,5 @@ def test_every_training_image_is_held_out_once():
         )
     for fold in folds:
         assert len(fold.train_labels) + len(fold.test_labels) == 1280
-        train, held = ({image.tobytes() for image in part} for part in fold[::2])
+        train, held = ({image.tobytes() for image in part} for part in fold[:4:2])
         assert not train & held
