@@ -21,8 +21,9 @@ import numpy as np
 from experiments import train
 from experiments.harness import report, training
 from experiments.harness.logs import versions
-from experiments.harness.settings import positive
+from experiments.harness.settings import one_of, positive
 from experiments.io import files
+from experiments.io.errors import OneLineParser, one_line_errors
 from experiments.studies import RESULTS, overview, paired, run, solutions, tune
 
 OPTIMIZERS = {"mnistfc": "entropy_sgd", "lenet": "entropy_sgd", "char_lstm": "entropy_adam"}
@@ -58,13 +59,14 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workloads", nargs="*", help=f"of {', '.join(OPTIMIZERS)}; default all")
+    parser = OneLineParser(prog="averaging.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "workloads", nargs="*", type=one_of(tuple(OPTIMIZERS)), metavar="workload",
+        help=f"of {', '.join(OPTIMIZERS)}; default all",
+    )  # fmt: skip
     parser.add_argument("--data-dir", type=pathlib.Path, required=True, help="with mnist/, text/")
     parser.add_argument("--seeds", type=positive, default=3, help="of each (default 3)")
     options = parser.parse_args()
-    if unknown := set(options.workloads) - set(OPTIMIZERS):
-        parser.error(f"{', '.join(unknown)} given; allowed are {', '.join(OPTIMIZERS)}")
     for workload in options.workloads or OPTIMIZERS:
         for weight in WEIGHTS:
             found = json.loads(FILE.read_text()) if FILE.exists() else {}
@@ -79,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("averaging.py"):
+        main()

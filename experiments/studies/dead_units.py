@@ -22,6 +22,7 @@ from rich.progress import track
 from experiments import train
 from experiments.harness import report, training
 from experiments.io import files
+from experiments.io.errors import OneLineParser, one_line_errors
 from experiments.studies import RESULTS, solutions, tune
 
 IMAGES, GRADIENTS, SEEDS = 2_000, 100, 8
@@ -61,7 +62,7 @@ def row(name: str, options: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="dead_units.py", description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, required=True, help="with mnist/")
     options = parser.parse_args()
     rows = [row(name, options) for name in track(VARIANTS, "training")]
@@ -72,4 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("dead_units.py"):
+        main()

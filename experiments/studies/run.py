@@ -178,7 +178,7 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         run.curves.name,
         str(configuration["seeds"]),
         f"{report.mean_and_spread(run.scores[-1], digits)} {run.score.unit}",
-        interval(run),
+        paired.ends(run.scores[-1], digits),
         less(run, baseline) if baseline else "",
         # The best of each seed by itself, as the paper seems to have taken it.
         report.mean_and_spread(np.nanmin(run.scores, axis=0), digits),
@@ -188,13 +188,6 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         f"{reached(run, baseline)} ({reached(baseline, baseline)})" if baseline else "",
         f"{run.seconds / configuration['seeds']:,.0f}",
     ]
-
-
-def interval(run: Finished) -> str:
-    """Of the mean at the end; one seed has none."""
-    mean, margin = paired.interval(run.scores[-1], np.zeros(1))
-    ends = (f"{end:{run.score.digits}}" for end in (mean - margin, mean + margin))
-    return "" if np.isnan(margin) else " to ".join(ends)
 
 
 def less(run: Finished, baseline: Finished) -> str:

@@ -56,7 +56,7 @@ def measured() -> dict[tuple[str, str], run.Finished]:
 
 def verdict(scores: np.ndarray, paper: tuple[float, float]) -> str:
     """Of the scores of all seeds; one has no interval."""
-    (low, high), (mean, margin) = around(*paper), paired.interval(scores, np.zeros(1))
+    (low, high), (mean, margin) = around(*paper), paired.of_mean(scores)
     if np.isnan(margin):
         return "agrees" if low <= mean <= high else "differs"
     least, most = around(mean, margin)
@@ -78,13 +78,11 @@ def rows(found: dict[tuple[str, str], run.Finished]) -> list[list[str]]:
         if paper.validation and one.validation is not None:
             parts.append(("validation", paper.validation, one.validation))
         for part, reported, scores in parts:
-            mean, margin = paired.interval(scores[-1], np.zeros(1))
-            ends = " to ".join(f"{end:{form}}" for end in around(mean, margin))
             lines.append([
                 *(overview.TITLES[workload], one.curves.name, f"{part}, {one.score.unit}"),
                 " ± ".join(f"{value:{form}}" for value in reported),
-                f"{mean:{form}}",
-                "" if np.isnan(margin) else ends,
+                f"{scores[-1].mean():{form}}",
+                paired.ends(scores[-1], form),
                 f"{np.nanmin(scores, axis=0).mean():{form}}",
                 str(scores.shape[1]),
                 verdict(scores[-1], reported),
@@ -98,7 +96,7 @@ def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], run.Finish
     for height, name in enumerate(there):
         one, (mean, margin) = found[workload, name], PAPER[workload][name].test
         scores, colour = one.scores[-1], report.colour(train.NAMES[name])
-        own, spread = paired.interval(scores, np.zeros(1))
+        own, spread = paired.of_mean(scores)
         style = {"capsize": 3, "marker": "D", "ms": 5}
         axes.errorbar(mean, height - 0.2, xerr=margin, color="0.5", label="the paper", **style)
         axes.errorbar(

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
-from experiments.studies import run, table1
+from experiments.studies import paired, run, table1
 
 
 def finished(name: str, errors: list[list[float]]) -> run.Finished:
@@ -44,8 +44,8 @@ def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
     few = finished("Entropy-SGD", [[90, 90, 90], [1.8, 3.6, 5.4]])
     more = finished("Adam", [[90, 90, 90, 90], [2, 4, 6, 9]])
     assert run.less(few, more) == "-0.40 ± 0.50"
-    assert run.interval(finished("Adam", [[90, 90, 90], [2, 4, 6]])) == "-0.97 to 8.97"
-    assert run.interval(finished("Adam", [[90], [2]])) == ""
+    assert paired.ends(np.array([2.0, 4.0, 6.0]), ".2f") == "-0.97 to 8.97"
+    assert paired.ends(np.array([2.0]), ".2f") == ""
 
 
 @pytest.mark.parametrize(
