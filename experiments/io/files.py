@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from experiments.io.errors import InputError
 
@@ -74,3 +75,8 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
     part.replace(path)
+
+
+def kept(path: pathlib.Path, nothing: Any) -> Any:
+    """What an earlier run of a study left in this JSON file; `nothing` if there is none."""
+    return json.loads(path.read_text()) if path.exists() else nothing

@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--updates", type=positive, default=20, help="from each x (default 20)")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "angles.json")
     options = parser.parse_args()
-    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found = files.kept(options.out, {})
     for task in options.tasks or TASKS:
         found[task] = measure(task, options)
         files.write_whole(options.out, json.dumps(found, indent=1) + "\n")

@@ -69,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     for workload in options.workloads or OPTIMIZERS:
         for weight in WEIGHTS:
-            found = json.loads(FILE.read_text()) if FILE.exists() else {}
+            found = files.kept(FILE, {})
             own = found.setdefault(workload, {})
             if weight not in own or len(own[weight]["scores"]) != options.seeds:
                 own[weight] = scores(workload, weight, options)

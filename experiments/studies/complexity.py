@@ -36,8 +36,8 @@ with one_line_errors("complexity.py"):
     from experiments.harness.logs import versions
     from experiments.harness.report import mean_and_spread
     from experiments.harness.settings import Settings, above_zero, positive
+    from experiments.io import files
     from experiments.io.dataset import Dataset
-    from experiments.io.files import write_whole
     from experiments.studies import certificate, flatness_table, paired
     from experiments.studies.solutions import loss_of, stacked_batches, train_until
     from experiments.workloads import digits
@@ -208,14 +208,14 @@ def main() -> None:
     settings = {
         key: value for key, value in vars(options).items() if key not in ("out", "data_dir")
     }
-    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found = files.kept(options.out, {})
     found[options.dataset] = {
         "settings": settings,
         "versions": versions(),
         "cpu_seconds": round(time.process_time() - began),
         "optimizers": results,
     }
-    write_whole(options.out, json.dumps(found, indent=1))
+    files.write_whole(options.out, json.dumps(found, indent=1))
     draw(found, options.out.with_suffix(".png"))
     console.print(f"{options.out}, {options.out.with_suffix('.png')}", soft_wrap=True)
 

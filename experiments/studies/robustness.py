@@ -246,7 +246,7 @@ def parse_arguments() -> argparse.Namespace:
     if options.seeds is not None and options.seeds < 2:
         parser.error(f"--seeds {options.seeds}: at least 2, whose answers are compared")
     path = options.out
-    options.known = json.loads(path.read_text()) if path.exists() else {}
+    options.known = files.kept(path, {})
     every = (own for results in options.known.values() for own in results.values())
     kept = {len(own["test error"]) for own in every}
     wanted = kept if options.table else {options.seeds or 5}

@@ -17,7 +17,6 @@ import argparse
 import concurrent.futures
 import functools
 import itertools
-import json
 import os
 import pathlib
 import queue
@@ -54,7 +53,7 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
         tune.data_folder(options.data_dir, workload),
     ]
     if variant == "tuned":
-        results = json.loads(options.tuning.read_text()) if options.tuning.exists() else []
+        results = files.kept(options.tuning, [])
         ranked = tune.ranking(results, workload, optimizer)
         if not ranked:
             return []

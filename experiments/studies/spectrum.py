@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=500, help="products each (default 500)")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "spectra.json")
     options = parser.parse_args()
-    rows = json.loads(options.out.read_text()) if options.out.exists() else {}
+    rows = files.kept(options.out, {})
     for name in options.figures or FIGURES:
         rows[name] = measure(name, options)
         files.write_whole(options.out, json.dumps(rows, indent=1) + "\n")

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--effective-epochs", type=float, help="instead of the usual")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "tuning.json")
     options, more = parser.parse_known_args()
-    results = json.loads(options.out.read_text()) if options.out.exists() else []
+    results = files.kept(options.out, [])
     for workload, optimizer in itertools.product(options.workloads, options.optimizers):
         if optimizer not in GRIDS[workload]:
             continue

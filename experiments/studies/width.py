@@ -297,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/; without it, digits only")
     data, path = parser.parse_args().data_dir, RESULTS / "width.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = files.kept(path, {})
     with Progress() as progress:
         for name, condition in CONDITIONS.items():
             workload, place = condition.flags[0], []

@@ -80,7 +80,8 @@ WORKLOAD = Workload(
         entropy_sgd=OWN_ENTROPY,
         entropy_adam={**OWN_ENTROPY, "learning_rate": 0.01},  # ours
         adam=ADAM,  # text: dropout 0.5; the authors' log of changes says "LeNet trains with 0.25"
-        sgld={"effective_epochs": 300.0, "power": 0.25, "noise_scale": 3e-4},  # text: epochs, b
+        # text: epochs and b; ε as for Entropy-SGD, η the usual: ours
+        sgld={"effective_epochs": 300.0, "power": 0.25, "noise_scale": 3e-4},
     ),
     source="mnist",
     one_by_one=True,  # 2.6 times as fast on a CPU, whose cache holds the patches of one seed
