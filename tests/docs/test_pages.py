@@ -74,6 +74,11 @@ def test_links_inside_the_repository_lead_somewhere(page: pathlib.Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_the_page_has_the_table_of_the_logs() -> None:
+    table = (ROOT / "experiments" / "results" / "table1.md").read_text()
+    assert table in (ROOT / "docs" / "reproduction.md").read_text()
+
+
 def test_what_pypi_shows_has_no_relative_link() -> None:
     scripts = runpy.run_path(str(ROOT / ".ci" / "absolute_links"))
     place, text = "https://example.org/owner/name", README.read_text()
