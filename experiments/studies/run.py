@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import train, workloads
-from experiments.harness import contestants, logs, report, settings
+from experiments.harness import contestants, cores, logs, report, settings
 from experiments.io import files
 from experiments.studies import RESULTS, paired, tune
 
@@ -65,20 +65,20 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
     return tune.own(flags)
 
 
-def run(name: str, flags: list[str], cores: queue.SimpleQueue, options: argparse.Namespace) -> None:
+def run(name: str, flags: list[str], free: queue.SimpleQueue, options: argparse.Namespace) -> None:
     """Trains on the next free core unless that is done, and keeps a copy of the log."""
     kept, folder = RESULTS / "logs" / f"{name}.jsonl", options.work / name
     if kept.exists():
         print(f"{name}: kept in {kept.parent}, not run again", flush=True)
         return
-    core = cores.get()
+    core = free.get()
     print(f"{name}: {' '.join(flags)}", flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "experiments.train", *flags, "--out", str(folder)],
         env={**os.environ, "PYTHONPATH": str(RESULTS.parents[1])},
-        preexec_fn=functools.partial(os.sched_setaffinity, 0, core) if core else None,
+        preexec_fn=functools.partial(cores.pin, core),
     )
-    cores.put(core)
+    free.put(core)
     if done.returncode == 0:
         kept.parent.mkdir(exist_ok=True)
         files.write_whole(kept, (folder / logs.FILE).read_text())
@@ -87,9 +87,9 @@ def run(name: str, flags: list[str], cores: queue.SimpleQueue, options: argparse
 
 def run_all(options: argparse.Namespace) -> None:
     """All seeds of all that is asked for, `--jobs` at a time."""
-    cores: queue.SimpleQueue = queue.SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0))[: options.jobs] if options.jobs > 1 else [None]:
-        cores.put(core if core is None else [core])
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    for core in cores.for_jobs(options.jobs) if options.jobs > 1 else [None]:
+        free.put(core)
     most = options.seeds or max(SEEDS.values())
     asked = itertools.product(range(most), options.workloads, options.variants, options.optimizers)
     started = []
@@ -99,7 +99,7 @@ def run_all(options: argparse.Namespace) -> None:
             if flags and seed < (options.seeds or SEEDS.get(workload, 3)):
                 name = f"{workload}-{variant}-{optimizer}-{seed}"
                 flags += ["--first-seed", str(seed)]
-                started.append(pool.submit(run, name, flags, cores, options))
+                started.append(pool.submit(run, name, flags, free, options))
     for one in started:
         one.result()  # raises what went wrong in its thread
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.data.text import Text
+from experiments.harness import cores
 from experiments.io.errors import InputError
 from experiments.studies.slow_links import plan, report, training
 from experiments.studies.slow_links.plan import BATCHES, FIRST, INNER_STEPS, WIRES, Run, Task
@@ -122,7 +123,15 @@ def test_what_cannot_be_done_is_one_line(
 
 def test_more_jobs_than_cores_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 3})
-    assert training.cores(5) == [3, 5, 3, 5, 3]
+    assert cores.for_jobs(5) == [3, 5, 3, 5, 3]
+
+
+def test_where_a_process_cannot_choose_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    assert cores.for_jobs(2) == [None, None]
+    cores.pin(None)
 
 
 @pytest.mark.slow

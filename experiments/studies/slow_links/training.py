@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import itertools
 import json
 import multiprocessing
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from rich.progress import track
 
 from entropy_sgd_jax import anchor_params, diloco
 from experiments.data.text import Text, load_characters
+from experiments.harness import cores
 from experiments.harness.logs import versions
 from experiments.io.errors import InputError
 from experiments.studies.slow_links.plan import (
@@ -157,20 +156,15 @@ def run_all(runs: list[Run], text: str, log: pathlib.Path, jobs: int) -> None:
     missing = [run for run in runs if run not in known]
     spawned = multiprocessing.get_context("spawn")
     free = spawned.SimpleQueue()
-    for core in cores(jobs):
+    for core in cores.for_jobs(jobs):
         free.put(core)
-    with concurrent.futures.ProcessPoolExecutor(jobs, spawned, pin, (free,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawned, pin_to_next, (free,)) as pool:
         started = [pool.submit(follow, run, text) for run in missing]
         for one in track(concurrent.futures.as_completed(started), "trainings", total=len(missing)):
             with log.open("a") as stream:
                 stream.write(json.dumps(one.result()) + "\n")
 
 
-def cores(jobs: int) -> list[int]:
-    """One for each job; jobs share them if there are too few."""
-    return list(itertools.islice(itertools.cycle(sorted(os.sched_getaffinity(0))), jobs))
-
-
-def pin(free: Any) -> None:
+def pin_to_next(free: Any) -> None:
     """Keeps a process on the next core."""
-    os.sched_setaffinity(0, [free.get()])
+    cores.pin(free.get())
