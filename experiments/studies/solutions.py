@@ -98,4 +98,5 @@ def stacked_batches(dataset: Dataset, examples: int) -> Any:
     images, labels = jax.device_put(
         (dataset.train_inputs[:examples], dataset.train_labels[:examples])
     )
-    return tuple(part.reshape(-1, BATCH, *part.shape[1:]) for part in (images, labels))
+    size = min(BATCH, examples)
+    return tuple(part.reshape(-1, size, *part.shape[1:]) for part in (images, labels))

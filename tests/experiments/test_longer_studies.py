@@ -33,17 +33,70 @@ def run(folder: pathlib.Path, study: str, *arguments: str) -> subprocess.Complet
 
 @pytest.mark.slow
 def test_the_spectrum_of_a_trained_network(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "text").mkdir()
-    letters = np.random.default_rng(0).integers(32, 48, 10_000).astype(np.uint8)
-    (tmp_path / "text" / "tinyshakespeare_input.txt").write_bytes(letters.tobytes())
+    write_text(tmp_path, [32 * "ab"[line % 2] for line in range(40)])
     out = ["--out", str(tmp_path / "spectra.json")]
     done = run(tmp_path, "spectrum", "figure_3b", "--data-dir", ".", "--steps", "60", *out)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "spectra.json").read_text())["figure_3b"]
-    assert found["weights"] == 4 * 48 * (96 + 48 + 1) + 48 * 96
-    # 80 of 96 symbols do not occur: what goes in for them has no effect on the loss.
-    assert found["found"]["near zero, at most"] > 100 * 4 * 48 * 80 / found["weights"]
+    assert found["weights"] == 4 * 48 * (96 + 48 + 1) + (48 + 1) * 96 + 2 * 48
+    # 94 of 96 symbols do not occur: what goes in for them has no effect on the loss.
+    assert found["found"]["near zero, at most"] > 100 * 4 * 48 * 94 / found["weights"]
     assert list(tmp_path.glob("*.png"))
+
+
+def write_text(folder: pathlib.Path, lines: list[str]) -> None:
+    (folder / "text").mkdir()
+    (folder / "text" / "tinyshakespeare_input.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_lines_are_cut_or_filled_up(tmp_path: pathlib.Path) -> None:
+    write_text(tmp_path, ["Who?", "", "x", 40 * "Z", *40 * ["!!"]])
+    dataset, _ = spectrum.lines_of_text(tmp_path)
+    assert dataset.train_inputs.shape == (32, 32)
+    assert (dataset.train_inputs == dataset.train_labels).all()
+    first, second, third = ("".join(map(chr, line + 32)) for line in dataset.train_inputs[:3])
+    assert (first, second, third) == ("Who?".ljust(32), 32 * "Z", "!!".ljust(32))
+
+
+def test_the_network_of_figure_3b_against_numpy() -> None:
+    """Written once more from the authors' equations, in their layout: a matrix for each gate."""
+    model = spectrum.pure(spectrum.Recurrent)
+    params = model.init(jax.random.key(0))
+    symbols = np.random.default_rng(0).integers(0, 96, (3, 5))
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(params))
+    gates = np.vstack([weights["gates"]["kernel"], weights["gates"]["bias"]])
+    written, keep, write, read = np.split(gates, 4, axis=1)
+    sigmoid = lambda x: (np.tanh(x) + 1) / 2  # noqa: E731
+    hidden, total = np.tile(weights["first"][1], (3, 1)), 0.0
+    for column in symbols.T:
+        logits = hidden @ weights["output"]["kernel"] + weights["output"]["bias"]
+        total += (np.log(np.exp(logits).sum(1)) - logits[np.arange(3), column]).sum()
+        seen = np.hstack([np.eye(96)[column], hidden, np.ones((3, 1))])
+        cell = sigmoid(seen @ read) * sigmoid(seen @ keep)
+        cell += sigmoid(seen @ write) * np.tanh(seen @ written)
+        hidden = sigmoid(seen @ read) * np.tanh(cell)
+    found = model.loss(params, (jnp.asarray(symbols), jnp.asarray(symbols), None))
+    np.testing.assert_allclose(found, total / symbols.size, rtol=1e-6)
+
+
+def test_eigenvalues_near_zero_are_counted() -> None:
+    """Of matrices with known ones, some exactly zero, over eight orders of magnitude."""
+    random = np.random.default_rng(0)
+    vectors, _ = np.linalg.qr(random.normal(size=(300, 300)))
+    values = random.normal(size=300) * 10 ** random.uniform(-8, 0, 300)
+    values[:20] = 0
+    matrix = (vectors * values) @ vectors.T
+    for radius in (1e-6, 1e-4, 1e-2, 1.0):
+        assert spectrum.inside(matrix, radius) == (np.abs(values) < radius).sum()
+
+
+def test_a_hessian_written_out() -> None:
+    """Of a polynomial in four of six weights."""
+    loss = lambda x, batch: batch * x[0] ** 2 * x[2] + jnp.sin(x[3]) * x[5]  # noqa: E731
+    x = jnp.array([1.0, 2.0, 3.0, 0.5, 5.0, -2.0])
+    a, c, s, k = 4 * 3.0, 4 * 1.0, 2 * np.sin(0.5), np.cos(0.5)
+    expected = [[a, c, 0, 0], [c, 0, 0, 0], [0, 0, s, k], [0, 0, k, 0]]
+    np.testing.assert_allclose(spectrum.written_out(loss, x, 2.0), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("radius", [1e-3, 0.1, 0.5, 3.0])
