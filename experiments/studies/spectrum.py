@@ -3,8 +3,8 @@
     python -m experiments.studies.spectrum --data-dir DIR [figure_1 figure_3a figure_3b]
 
 DIR has the folders `mnist/` and `text/`. A thousand Hessian-vector products estimate the density of
-each spectrum, in half an hour on a CPU core. A table compares the numbers, which go to `spectra.json`
-with a picture each.
+each spectrum, in half an hour on a CPU core. A table compares the numbers, which go to
+`spectra.json` with a picture each.
 
 The authors' code estimates the Hessian of Figure 1 from 32 batches as the mean of H w wᵀ over 100
 Gaussian vectors w for each. The eigenvalues of that matrix, of rank 3,200, are computed too. The
