@@ -111,6 +111,7 @@ def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], run.Finish
     axes.text(0.02, 0.03, "← better", fontstyle="italic", transform=axes.transAxes)
     axes.grid(axis="x", alpha=0.25)
     axes.margins(x=0.15)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def main() -> None:
