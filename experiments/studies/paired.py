@@ -18,7 +18,7 @@ def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
 
 
 def of_mean(values: np.ndarray) -> tuple[float, float]:
-    """The mean over the seeds, and half its 95 % interval, which one seed has not."""
+    """The mean over the seeds, and half its 95 % interval; NaN for one seed."""
     return interval(values, np.zeros_like(values))
 
 

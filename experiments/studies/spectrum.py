@@ -185,7 +185,7 @@ FIGURES = {
         "character LSTM, Tiny Shakespeare",
         lines_of_text,
         "adam",
-        # Code: 256 epochs of one batch, where Adam starts anew in each: its averages are of one
+        # Code: 256 epochs of one batch, and Adam is restarted in each: its averages are of one
         # gradient. Here 260, 13 rounds of 20.
         Settings(effective_epochs=256, batch_size=32, b1=0.0, b2=0.0, **falling(0.1, 0.98, 256)),
         measurements=1,
