@@ -253,13 +253,11 @@ def estimate(model: Model, params: Any, data: Any, figure: Figure) -> np.ndarray
     """The eigenvalues, but for zeros, of the mean of H w wᵀ over batches and vectors w."""
     size = figure.training.batch_size
     flat, unravel = ravel_pytree(params)
-    slope = jax.grad(lambda flat, batch: loss_of(model)(unravel(flat), batch))
 
     @jax.jit
     def products(key: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:
         vectors = jax.random.normal(key, (figure.vectors, flat.size))
-        times = lambda vector: jax.jvp(lambda x: slope(x, batch), (flat,), (vector,))[1]  # noqa: E731
-        return vectors, lax.map(times, vectors)
+        return vectors, lax.map(hessian_at(flat, unravel, loss_of(model), batch), vectors)
 
     keys, parts = jax.random.split(jax.random.key(0), figure.examples // size), []
     for index, key in enumerate(keys):
@@ -269,11 +267,18 @@ def estimate(model: Model, params: Any, data: Any, figure: Figure) -> np.ndarray
     return outer_eigenvalues(times, vectors).real
 
 
+def hessian_at(
+    flat: jax.Array, unravel: Callable[[jax.Array], Any], loss: Any, batch: Any
+) -> Callable[[jax.Array], jax.Array]:
+    """v ↦ H v, of the loss in one vector of all weights."""
+    slope = jax.grad(lambda flat: loss(unravel(flat), batch))
+    return lambda vector: jax.jvp(slope, (flat,), (vector,))[1]
+
+
 def written_out(loss: Any, params: Any, batch: Any) -> np.ndarray:
     """The Hessian in the weights that have a gradient at all; in the others it is zero."""
     flat, unravel = ravel_pytree(params)
-    slope = jax.grad(lambda flat: loss(unravel(flat), batch))
-    times = lambda vector: jax.jvp(slope, (flat,), (vector,))[1]  # noqa: E731
+    times = hessian_at(flat, unravel, loss, batch)
     used = np.flatnonzero(jax.jit(times)(jax.random.normal(jax.random.key(0), flat.shape)))
     basis = lambda index: jnp.zeros_like(flat).at[index].set(1)  # noqa: E731
     columns = jax.jit(jax.vmap(lambda index: times(basis(index))[used]))
