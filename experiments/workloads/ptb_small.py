@@ -1,7 +1,7 @@
 """The Penn Treebank with the small network of Zaremba, Sutskever and Vinyals (2014).
 
 Two LSTM layers of 200 units without dropout, of 4.65 million weights; published are perplexities of
-about 120 (validation) and 115 (test). Not in the paper: a size that a CPU can train in full. What
+120.7 (validation) and 114.5 (test). Not in the paper: a size that a CPU can train in full. What
 is marked as text is theirs here.
 """
 
