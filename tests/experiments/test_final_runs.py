@@ -39,6 +39,18 @@ def test_gradients_to_the_baselines_best(errors: list[list[float]], expected: st
     assert "(200)" not in rows[0]
 
 
+def test_text_read_in_order_compares_at_the_ends_of_passes() -> None:
+    """A pass is 400 gradients here, so of 0 to 900 only 0, 400 and 800 count."""
+    errors = [[9.0], [4], [4], [1], [6], [3], [3], [1], [5], [2]]
+    in_order = {"sampling": "streams", "batch_size": 2, "examples": 800}
+    one = finished("SGD", errors)
+    in_streams = one._replace(configuration=one.configuration | in_order)
+    assert run.reached(one, one) == "300"
+    assert run.reached(in_streams, in_streams) == "800"
+    by_images = finished("Adam", [[90.0], [7], [6], [6.5]])
+    assert run.reached(in_streams, by_images) == "400"
+
+
 def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
     """0.2, 0.4 and 0.6 less; and 2, 4, 6 have 4 ± 2 × 4.3027 / √3, of Student's table."""
     few = finished("Entropy-SGD", [[90, 90, 90], [1.8, 3.6, 5.4]])
