@@ -127,6 +127,23 @@ class Finished(NamedTuple):
         return self.score.of(self.curves._replace(test_loss=held_out))
 
     @property
+    def comparable(self) -> np.ndarray:
+        """Whether each measurement compares with another run's.
+
+        While a text is read in order the loss depends on the place in it, by more than optimizers
+        differ: then only measurements within a fifth of a pass of its end do.
+        """
+        known, gradients = self.configuration, self.curves.gradient_evaluations
+        if known.get("sampling") != "streams":
+            return np.full(gradients.shape, True)
+        passes = gradients * known["batch_size"] / known["examples"]
+        return np.abs(passes - passes.round()) < 0.2
+
+    def best(self, scores: np.ndarray) -> np.ndarray:
+        """Of each seed by itself, as the paper seems to have taken it; shape (seeds,)."""
+        return np.nanmin(scores[self.comparable], axis=0)
+
+    @property
     def length(self) -> str:
         """That of the paper, or a shorter one."""
         return "paper" if self.variant == "published" else self.variant
@@ -179,8 +196,7 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         f"{report.mean_and_spread(run.scores[-1], digits)} {run.score.unit}",
         paired.ends(run.scores[-1], digits),
         less(run, baseline) if baseline else "",
-        # The best of each seed by itself, as the paper seems to have taken it.
-        report.mean_and_spread(np.nanmin(run.scores, axis=0), digits),
+        report.mean_and_spread(run.best(run.scores), digits),
         validation(run),
         report.mean_and_spread(run.curves.train_loss[-1], ".2e"),
         f"{configuration['gradient_evaluations']:,}",
@@ -207,23 +223,9 @@ def validation(run: Finished) -> str:
 
 def reached(run: Finished, baseline: Finished) -> str:
     """Gradients until the mean over the seeds is as good as the baseline's ever is."""
-    best = np.nanmin(baseline.scores.mean(axis=1)[comparable(baseline)])
-    there = (run.scores.mean(axis=1) <= best) & comparable(run)
+    best = np.nanmin(baseline.scores.mean(axis=1)[baseline.comparable])
+    there = (run.scores.mean(axis=1) <= best) & run.comparable
     return f"{run.curves.gradient_evaluations[there.argmax()]:,.0f}" if there.any() else "never"
-
-
-def comparable(run: Finished) -> np.ndarray:
-    """Whether each measurement compares with another run's.
-
-    While a text is read in order the loss depends on the place in it, by more than optimizers
-    differ: then only measurements within a fifth of a pass of its end do.
-    """
-    configuration = run.configuration
-    gradients = run.curves.gradient_evaluations
-    if configuration.get("sampling") != "streams":
-        return np.full(gradients.shape, True)
-    passes = gradients * configuration["batch_size"] / configuration["examples"]
-    return np.abs(passes - passes.round()) < 0.2
 
 
 def draw(groups: list[list[Finished]]) -> None:

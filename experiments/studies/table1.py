@@ -87,7 +87,7 @@ def rows(found: dict[tuple[str, str], run.Finished]) -> list[list[str]]:
                 " ± ".join(f"{value:{form}}" for value in reported),
                 f"{scores[-1].mean():{form}}",
                 paired.ends(scores[-1], form),
-                f"{np.nanmin(scores, axis=0).mean():{form}}",
+                f"{one.best(scores).mean():{form}}",
                 str(scores.shape[1]),
                 verdict(scores[-1], reported),
             ])  # fmt: skip

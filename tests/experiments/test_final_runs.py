@@ -47,6 +47,8 @@ def test_text_read_in_order_compares_at_the_ends_of_passes() -> None:
     in_streams = one._replace(configuration=one.configuration | in_order)
     assert run.reached(one, one) == "300"
     assert run.reached(in_streams, in_streams) == "800"
+    assert one.best(one.scores) == 1
+    assert in_streams.best(one.scores) == 5
     by_images = finished("Adam", [[90.0], [7], [6], [6.5]])
     assert run.reached(in_streams, by_images) == "400"
 
