@@ -36,6 +36,7 @@ VARIANTS = ("paper", "published", "short", "tuned")
 SEEDS = {"mnistfc": 5, "lenet": 5, "char_lstm": 4}  # the paper's; else 3
 # Effective ones, where not the paper's.
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
+MEASUREMENTS = {"char_lstm": 4}  # then: each takes as long as 200 gradients
 COLUMNS = (
     *("workload", "variant", "optimizer", "seeds", "test score at the end", "95 % interval"),
     *("less the best baseline's", "at its best", "validation at the end", "training loss"),
@@ -62,6 +63,8 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
         return [*flags, "--as-published"] if settings.ENTROPY.is_of(workload, optimizer) else []
     if variant != "paper":
         flags += ["--effective-epochs", str(EPOCHS[workload])]
+        if workload in MEASUREMENTS:
+            flags += ["--measurements", str(MEASUREMENTS[workload])]
     return tune.own(flags)
 
 
