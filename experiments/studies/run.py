@@ -37,6 +37,7 @@ SEEDS = {"mnistfc": 5, "lenet": 5, "char_lstm": 4}  # the paper's; else 3
 # Effective ones, where not the paper's.
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
 MEASUREMENTS = {"char_lstm": 4}  # then: each takes as long as 200 gradients
+OF_SEEDS = ("train_loss", "test_loss", "test_error", "validation_loss")  # by column
 COLUMNS = (
     *("workload", "variant", "optimizer", "seeds", "test score at the end", "95 % interval"),
     *("less the best baseline's", "at its best", "validation at the end", "training loss"),
@@ -147,6 +148,20 @@ class Finished(NamedTuple):
         return np.nanmin(scores[self.comparable], axis=0)
 
     @property
+    def diverged(self) -> np.ndarray:
+        """Whether each seed ends no better than it started; shape (seeds,)."""
+        return ~(self.scores[-1] < self.scores[0])
+
+    def sound(self) -> Finished:
+        """Without the seeds that diverged, unless all did."""
+        kept = ~self.diverged
+        if kept.all() or not kept.any():
+            return self
+        known = {name: getattr(self.curves, name) for name in OF_SEEDS}
+        own = {name: None if part is None else part[:, kept] for name, part in known.items()}
+        return self._replace(curves=self.curves._replace(**own))
+
+    @property
     def length(self) -> str:
         """That of the paper, or a shorter one."""
         return "paper" if self.variant == "published" else self.variant
@@ -191,17 +206,18 @@ def table(groups: list[list[Finished]]) -> str:
 
 def row(run: Finished, baseline: Finished | None) -> list[str]:
     configuration, digits = run.configuration, run.score.digits
+    sound, lost = run.sound(), run.diverged.sum()
     return [
         configuration["workload"],
         run.variant,
         run.curves.name,
-        str(configuration["seeds"]),
-        f"{report.mean_and_spread(run.scores[-1], digits)} {run.score.unit}",
-        paired.ends(run.scores[-1], digits),
+        str(configuration["seeds"]) + (f", {lost} diverged" if lost else ""),
+        f"{report.mean_and_spread(sound.scores[-1], digits)} {run.score.unit}",
+        paired.ends(sound.scores[-1], digits),
         less(run, baseline) if baseline else "",
-        report.mean_and_spread(run.best(run.scores), digits),
-        validation(run),
-        report.mean_and_spread(run.curves.train_loss[-1], ".2e"),
+        report.mean_and_spread(sound.best(sound.scores), digits),
+        validation(sound),
+        report.mean_and_spread(sound.curves.train_loss[-1], ".2e"),
         f"{configuration['gradient_evaluations']:,}",
         f"{reached(run, baseline)} ({reached(baseline, baseline)})" if baseline else "",
         f"{run.seconds / configuration['seeds']:,.0f}",
@@ -221,7 +237,7 @@ def validation(run: Finished) -> str:
         return ""
     seeds = run.validation.shape[1]
     shown = report.mean_and_spread(run.validation[-1], run.score.digits)
-    return shown if seeds == run.configuration["seeds"] else f"{shown} (of {seeds})"
+    return shown if seeds == run.scores.shape[1] else f"{shown} (of {seeds})"
 
 
 def reached(run: Finished, baseline: Finished) -> str:
@@ -236,7 +252,7 @@ def draw(groups: list[list[Finished]]) -> None:
     for group in groups:
         workload, variant = group[0].configuration["workload"], group[0].length
         path = RESULTS / f"{workload}-{variant}.png"
-        curves = [run.curves for run in group]
+        curves = [run.sound().curves for run in group]
         report.save_figure(curves, f"{workload}, {variant}", path, group[0].score)
 
 

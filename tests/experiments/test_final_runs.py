@@ -53,6 +53,15 @@ def test_text_read_in_order_compares_at_the_ends_of_passes() -> None:
     assert run.reached(in_streams, by_images) == "400"
 
 
+def test_a_seed_that_diverges_is_counted_and_left_out() -> None:
+    one = finished("SGD", [[90, 90, 90], [4, 5, 6], [2, 99, 3]])
+    assert one.sound().scores.tolist() == [[90, 90], [4, 6], [2, 3]]
+    assert "| 3, 1 diverged | 2.50 ± 0.50 % |" in run.table([[one]])
+    nothing_left = finished("SGD", [[90.0], [np.nan]])
+    assert nothing_left.sound() is nothing_left
+    assert ADAM.sound() is ADAM
+
+
 def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
     """0.2, 0.4 and 0.6 less; and 2, 4, 6 have 4 ± 2 × 4.3027 / √3, of Student's table."""
     few = finished("Entropy-SGD", [[90, 90, 90], [1.8, 3.6, 5.4]])
