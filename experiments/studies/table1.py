@@ -3,12 +3,13 @@
     python -m experiments.studies.table1
 
 Writes `table1.md` and draws `table1.png`: every seed at the end of its training, their mean with
-its 95 % interval, and what the paper has. "Reproduced" says that the two intervals overlap.
+its 95 % interval, and what the paper has. "Reproduced" says that the two intervals overlap. SGD and
+SAM, which the paper does not have on these tasks, train for as many effective epochs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,12 +20,14 @@ from experiments.harness import report
 from experiments.io import files
 from experiments.studies import RESULTS, overview, paired, run
 
+Range: TypeAlias = tuple[float, float]  # mean and ±
+
 
 class Reported(NamedTuple):
-    """Mean and ± of the paper; of what it does not say."""
+    """By the paper; None for what it does not say."""
 
-    test: tuple[float, float]
-    validation: tuple[float, float] | None = None
+    test: Range | None = None
+    validation: Range | None = None
 
 
 PAPER: dict[str, dict[str, Reported]] = {
@@ -39,6 +42,7 @@ PAPER: dict[str, dict[str, Reported]] = {
         "adam": Reported((1.226, 0.01), (1.224, 0.008)),
     },
 }
+OURS = {"sgd": Reported(), "sam": Reported()}  # for comparison, in every task
 HEADINGS = ("task", "optimizer", "score", "the paper", "here", "95 % interval", "at best")
 
 
@@ -51,15 +55,17 @@ def measured() -> dict[tuple[str, str], run.Finished]:
     }
     found = {}
     for workload, reported in PAPER.items():
-        for optimizer in reported:
+        for optimizer in reported | OURS:
             variant = "published" if optimizer.startswith("entropy") else "paper"
             if one := every.get((workload, optimizer, variant)):
                 found[workload, optimizer] = one
     return found
 
 
-def verdict(scores: np.ndarray, paper: tuple[float, float]) -> str:
+def verdict(scores: np.ndarray, paper: Range | None) -> str:
     """Of the scores of all seeds; one has no interval."""
+    if paper is None:
+        return ""
     (low, high), (mean, margin) = around(*paper), paired.of_mean(scores)
     if np.isnan(margin):
         return "agrees" if low <= mean <= high else "differs"
@@ -69,7 +75,7 @@ def verdict(scores: np.ndarray, paper: tuple[float, float]) -> str:
     return "lower" if most < low else "higher"
 
 
-def around(mean: float, margin: float) -> tuple[float, float]:
+def around(mean: float, margin: float) -> Range:
     return mean - margin, mean + margin
 
 
@@ -77,14 +83,14 @@ def rows(found: dict[tuple[str, str], run.Finished]) -> list[list[str]]:
     """Of test scores, and of validation scores where there are any."""
     lines = []
     for (workload, optimizer), one in found.items():
-        paper, form = PAPER[workload][optimizer], one.score.digits
+        paper, form = (PAPER[workload] | OURS)[optimizer], one.score.digits
         parts = [("test", paper.test, one.scores)]
-        if paper.validation and one.validation is not None:
+        if one.validation is not None:
             parts.append(("validation", paper.validation, one.validation))
         for part, reported, scores in parts:
             lines.append([
                 *(overview.TITLES[workload], one.curves.name, f"{part}, {one.score.unit}"),
-                " ± ".join(f"{value:{form}}" for value in reported),
+                " ± ".join(f"{value:{form}}" for value in reported or ()),
                 f"{scores[-1].mean():{form}}",
                 paired.ends(scores[-1], form),
                 f"{one.best(scores).mean():{form}}",
@@ -95,14 +101,17 @@ def rows(found: dict[tuple[str, str], run.Finished]) -> list[list[str]]:
 
 
 def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], run.Finished]) -> None:
-    """Two rows, the paper's grey."""
-    there = [name for name in PAPER[workload] if (workload, name) in found]
+    """A row of each optimizer, the paper's grey."""
+    known = PAPER[workload] | OURS
+    there = [name for name in known if (workload, name) in found]
     for height, name in enumerate(there):
-        one, (mean, margin) = found[workload, name], PAPER[workload][name].test
+        one, paper = found[workload, name], known[name].test
         scores, colour = one.scores[-1], report.colour(train.NAMES[name])
         own, spread = paired.of_mean(scores)
         style = {"capsize": 3, "marker": "D", "ms": 5}
-        axes.errorbar(mean, height - 0.2, xerr=margin, color="0.5", label="the paper", **style)
+        if paper:
+            mean, margin = paper
+            axes.errorbar(mean, height - 0.2, xerr=margin, color="0.5", label="the paper", **style)
         axes.errorbar(
             own, height + 0.1, xerr=None if np.isnan(spread) else spread, color=colour,
             label="here: mean, its 95 % interval, each seed", **style,

@@ -86,6 +86,13 @@ def test_reproduced_means_that_the_intervals_overlap(scores: list[float], expect
     assert table1.verdict(np.array(scores), (6.0, 1.0)) == expected
 
 
+def test_what_the_paper_does_not_have_is_shown_without_a_verdict() -> None:
+    adam, sgd = table1.rows({("mnistfc", "adam"): ADAM, ("mnistfc", "sgd"): ADAM})
+    assert (adam[3], adam[-1]) == ("1.39 ± 0.03", "higher")
+    assert (sgd[3], sgd[-1]) == ("", "")
+    assert adam[4:8] == sgd[4:8]
+
+
 def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
     one, *others = [finished("SGD", [[90.0], [error]]).curves for error in (3, 2, 4)]
     others = [curves._replace(validation_loss=np.log(curves.test_error)) for curves in others]
