@@ -4,6 +4,7 @@
 
 Reads the logs of `run.py` and the results of `width.py`, and draws `overview.png` next to them:
 a row for each task, a point for each optimizer, with the 95 % interval of its paired difference.
+Prints the same, and how many intervals lie on which side of zero.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ def tasks() -> dict[str, dict[str, np.ndarray]]:
 
 
 def best_baseline(scores: dict[str, np.ndarray]) -> str:
-    return min(
-        (name for name in scores if name not in MARKERS), key=lambda name: scores[name].mean()
-    )
+    return min(scores.keys() - MARKERS, key=lambda name: paired.rank(scores[name]))
 
 
 def differences(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
@@ -68,6 +67,23 @@ def differences(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]
         for name, own in scores.items()
         if name in MARKERS
     }
+
+
+def text(found: dict[str, dict[str, np.ndarray]]) -> str:
+    """A row for each task, and the count of the intervals; in percent."""
+    compared = {task: differences(scores) for task, scores in found.items()}
+    cells = {
+        task: [
+            f"{own[name][0]:+.1f} ± {own[name][1]:.1f}" if name in own else "" for name in MARKERS
+        ]
+        for task, own in compared.items()
+    }
+    rows = [[task, best_baseline(found[task]), *own] for task, own in cells.items()]
+    table = report.markdown(["task", "best baseline", *MARKERS], rows)
+    every = [interval for own in compared.values() for interval in own.values()]
+    below = sum(mean + margin < 0 for mean, margin in every)
+    above = sum(mean - margin > 0 for mean, margin in every)
+    return f"{table}\n{len(every)} intervals, {below} below zero and {above} above"
 
 
 def draw(found: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
@@ -102,4 +118,6 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(tasks(), RESULTS / "overview.png")
+    found = tasks()
+    print(text(found))
+    draw(found, RESULTS / "overview.png")

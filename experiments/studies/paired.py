@@ -17,6 +17,11 @@ def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     return float(less.mean()), float(quantile * less.std(ddof=1) / math.sqrt(len(less)))
 
 
+def rank(values: np.ndarray) -> float:
+    """The mean over the seeds, to find the least of; infinite if one seed has no number."""
+    return float(np.nan_to_num(np.mean(values), nan=math.inf))
+
+
 def of_mean(values: np.ndarray) -> tuple[float, float]:
     """The mean over the seeds, and half its 95 % interval; NaN for one seed."""
     return interval(values, np.zeros_like(values))

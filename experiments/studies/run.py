@@ -199,7 +199,7 @@ def table(groups: list[list[Finished]]) -> str:
     rows = []
     for group in groups:
         baselines = [run for run in group if not run.ours]
-        best = min(baselines, key=lambda run: run.scores[-1].mean(), default=None)
+        best = min(baselines, key=lambda run: paired.rank(run.scores[-1]), default=None)
         rows += [row(run, best if run.ours else None) for run in group]
     return report.markdown(COLUMNS, rows)
 
@@ -225,10 +225,11 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
 
 
 def less(run: Finished, baseline: Finished) -> str:
-    """Over the seeds that both have: they count from zero."""
-    ends = [one.scores[-1] for one in (run, baseline)]
-    seeds = min(map(len, ends))
-    return paired.difference(*(end[:seeds] for end in ends), run.score.digits)
+    """Over the seeds that both have, which count from zero, and that diverged in neither."""
+    seeds = min(run.scores.shape[1], baseline.scores.shape[1])
+    kept = ~(run.diverged[:seeds] | baseline.diverged[:seeds])
+    ends = [one.scores[-1, :seeds][kept] for one in (run, baseline)]
+    return paired.difference(*ends, run.score.digits) if kept.any() else ""
 
 
 def validation(run: Finished) -> str:

@@ -57,6 +57,7 @@ def test_a_seed_that_diverges_is_counted_and_left_out() -> None:
     one = finished("SGD", [[90, 90, 90], [4, 5, 6], [2, 99, 3]])
     assert one.sound().scores.tolist() == [[90, 90], [4, 6], [2, 3]]
     assert "| 3, 1 diverged | 2.50 ± 0.50 % |" in run.table([[one]])
+    assert run.less(one, finished("Adam", [[90, 90, 90], [1, 3, 1.5]])) == "+1.25 ± 3.18"
     nothing_left = finished("SGD", [[90.0], [np.nan]])
     assert nothing_left.sound() is nothing_left
     assert ADAM.sound() is ADAM

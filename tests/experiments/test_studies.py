@@ -88,6 +88,11 @@ def test_overview_is_in_percent_of_the_best_baseline() -> None:
     (name, (mean, margin)), *others = overview.differences(scores).items()
     assert (name, others) == ("SNOO", [])
     np.testing.assert_allclose([mean, margin], [50, 25 * 4.3027 / np.sqrt(3)], rtol=1e-4)
+    scores["SAM"] = np.array([1.0, np.nan, 1.0])  # a seed that diverged is not the best
+    scores["Entropy-SGD"] = best - 1
+    *_, row, _, counts = overview.text({"task": scores}).splitlines()
+    assert row == "| task | Adam | -25.0 ± 0.0 |  | +50.0 ± 62.1 |  |"
+    assert counts == "2 intervals, 1 below zero and 0 above"
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
