@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from entropy_sgd_jax import _checks
-from entropy_sgd_jax._typing import EntropicTransformation, PyTree
+from entropy_sgd_jax._transformation import EntropicTransformation
+from entropy_sgd_jax._typing import PyTree
 
 Fragments: TypeAlias = PyTree | Callable[[PyTree], PyTree]  # ints like params, or how to get them
 

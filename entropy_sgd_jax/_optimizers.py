@@ -12,10 +12,10 @@ from entropy_sgd_jax._algorithm import Algorithm
 from entropy_sgd_jax._options import advised, with_options_of
 from entropy_sgd_jax._protocol import Adviser
 from entropy_sgd_jax._state import EntropicState
+from entropy_sgd_jax._transformation import EntropicTransformation
 from entropy_sgd_jax._typing import (
     AxisName,
     EntropicOptions,
-    EntropicTransformation,
     Key,
     Noise,
     PyTree,

@@ -27,10 +27,10 @@ from entropy_sgd_jax import (
 from entropy_sgd_jax._fragments import Fragments, in_turn
 from entropy_sgd_jax._optimizers import build, entropic, sgd
 from entropy_sgd_jax._options import advised, with_options_of
+from entropy_sgd_jax._transformation import EntropicTransformation
 from entropy_sgd_jax._typing import (
     AxisName,
     EntropicOptions,
-    EntropicTransformation,
     LangevinOptions,
     PyTree,
     Scalar,
