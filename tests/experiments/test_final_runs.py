@@ -7,7 +7,7 @@ import pytest
 
 from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
-from experiments.studies import paired, run, table1
+from experiments.studies import paired, run, table1, tuned
 
 
 def finished(name: str, errors: list[list[float]]) -> run.Finished:
@@ -92,6 +92,31 @@ def test_what_the_paper_does_not_have_is_shown_without_a_verdict() -> None:
     assert (adam[3], adam[-1]) == ("1.39 ± 0.03", "higher")
     assert (sgd[3], sgd[-1]) == ("", "")
     assert adam[4:8] == sgd[4:8]
+
+
+def test_tuned_runs_side_by_side() -> None:
+    """Less Adam's 1, 3, 2: 2, 0, 1, hence a mean of 1 ± 4.3027 / √3."""
+
+    def one(name: str, optimizer: str, last: list[float]) -> run.Finished:
+        made = finished(name, [[90, 90, 90], last])
+        return made._replace(configuration=made.configuration | {"optimizer": optimizer})
+
+    best, ours = one("Adam", "adamw", [1, 3, 2]), one("SNOO", "snoo", [3, 3, 3])
+    one_lost = one("SGD", "sgd", [1, 99, 1])
+    others = {name: one_lost for name in ("sam", "sgd")}
+    others |= {name: ours for name in ("entropy_sgd", "entropy_adam", "snoo")}
+    tuning = [
+        {"workload": "mnistfc", "optimizer": name, "scores": scores}
+        for name in ("sgd", "adamw", "snoo")
+        for scores in ([1.0], [2.0], [1.0, 2.0, 3.0])
+    ]
+    rows = tuned.table([{"adam": best, **others}], tuning).splitlines()
+    assert rows[3] == "| SGD | 1.00 ± 0.00; 1 diverged |"
+    assert rows[5] == "| Adam; AdamW for the GPT | **2.00 ± 0.58** |"
+    assert rows[-4] == "| SNOO less the best baseline | +1.00 ± 2.48 |"
+    assert rows[-1] == "| settings tried of each | 2, 1 of them on more seeds |"
+    with pytest.raises(ValueError, match="unequal numbers of settings"):
+        tuned.table([{"adam": best, **others}], tuning[1:])
 
 
 def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
