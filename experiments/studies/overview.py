@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments import train
 from experiments.harness import report
-from experiments.studies import RESULTS, paired, run
+from experiments.studies import RESULTS, finished, paired
 
 TITLES = {
     "mnistfc": "fully connected, MNIST",
@@ -40,7 +40,7 @@ def tasks() -> dict[str, dict[str, np.ndarray]]:
         TITLES[group[0].configuration["workload"]]: {
             one.curves.name: one.scores[-1] for one in group
         }
-        for group in run.finished()
+        for group in finished.groups()
         if group[0].variant == "tuned"
     }
     for condition, results in json.loads((RESULTS / "width.json").read_text()).items():

@@ -23,21 +23,17 @@ import queue
 import shutil
 import subprocess
 import sys
-from typing import Any, NamedTuple
 
-import numpy as np
-
-from experiments import train, workloads
 from experiments.harness import contestants, cores, logs, report, settings
 from experiments.io import files
-from experiments.studies import RESULTS, paired, tune
+from experiments.studies import RESULTS, finished, paired, tune
+from experiments.studies.finished import Finished
 
 VARIANTS = ("paper", "published", "short", "tuned")
 SEEDS = {"mnistfc": 5, "lenet": 5, "char_lstm": 4}  # the paper's; else 3
 # Effective ones, where not the paper's.
 EPOCHS = {"mnistfc": 10, "lenet": 5, "char_lstm": 1, "char_gpt": 1}
 MEASUREMENTS = {"char_lstm": 4}  # then: each takes as long as 200 gradients
-OF_SEEDS = ("train_loss", "test_loss", "test_error", "validation_loss")  # by column
 COLUMNS = (
     *("workload", "variant", "optimizer", "seeds", "test score at the end", "95 % interval"),
     *("less the best baseline's", "at its best", "validation at the end", "training loss"),
@@ -69,12 +65,15 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
     return tune.own(flags)
 
 
-def run(name: str, flags: list[str], free: queue.SimpleQueue, options: argparse.Namespace) -> None:
-    """Trains on the next free core unless that is done, and keeps a copy of the log."""
+def run(name: str, flags: list[str], free: queue.SimpleQueue, options: argparse.Namespace) -> bool:
+    """Trains on the next free core unless that is done, and keeps a copy of the log.
+
+    Returns whether there is one.
+    """
     kept, folder = RESULTS / "logs" / f"{name}.jsonl", options.work / name
     if kept.exists():
         print(f"{name}: kept in {kept.parent}, not run again", flush=True)
-        return
+        return True
     core = free.get()
     print(f"{name}: {' '.join(flags)}", flush=True)
     done = subprocess.run(
@@ -87,111 +86,25 @@ def run(name: str, flags: list[str], free: queue.SimpleQueue, options: argparse.
         kept.parent.mkdir(exist_ok=True)
         files.write_whole(kept, (folder / logs.FILE).read_text())
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return done.returncode == 0
 
 
-def run_all(options: argparse.Namespace) -> None:
-    """All seeds of all that is asked for, `--jobs` at a time."""
+def run_all(options: argparse.Namespace) -> list[str]:
+    """All seeds of all that is asked for, `--jobs` at a time; returns which failed."""
     free: queue.SimpleQueue = queue.SimpleQueue()
     for core in cores.for_jobs(options.jobs) if options.jobs > 1 else [None]:
         free.put(core)
     most = options.seeds or max(SEEDS.values())
     asked = itertools.product(range(most), options.workloads, options.variants, options.optimizers)
-    started = []
+    started = {}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for seed, workload, variant, optimizer in asked:
             flags = command(workload, variant, optimizer, options)
             if flags and seed < (options.seeds or SEEDS.get(workload, 3)):
                 name = f"{workload}-{variant}-{optimizer}-{seed}"
                 flags += ["--first-seed", str(seed)]
-                started.append(pool.submit(run, name, flags, free, options))
-    for one in started:
-        one.result()  # raises what went wrong in its thread
-
-
-class Finished(NamedTuple):
-    """A run, read from its log."""
-
-    configuration: dict[str, Any]
-    variant: str
-    curves: report.Curves
-    score: report.Score
-    seconds: float
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Of shape (measurements, seeds)."""
-        return self.score.of(self.curves)
-
-    @property
-    def validation(self) -> np.ndarray | None:
-        """Likewise, of text, for the seeds whose logs have it."""
-        held_out = self.curves.validation_loss
-        if held_out is None:
-            return None
-        return self.score.of(self.curves._replace(test_loss=held_out))
-
-    @property
-    def comparable(self) -> np.ndarray:
-        """Whether each measurement compares with another run's.
-
-        While a text is read in order the loss depends on the place in it, by more than optimizers
-        differ: then only measurements within a fifth of a pass of its end do.
-        """
-        known, gradients = self.configuration, self.curves.gradient_evaluations
-        if known.get("sampling") != "streams":
-            return np.full(gradients.shape, True)
-        passes = gradients * known["batch_size"] / known["examples"]
-        return np.abs(passes - passes.round()) < 0.2
-
-    def best(self, scores: np.ndarray) -> np.ndarray:
-        """Of each seed by itself, as the paper seems to have taken it; shape (seeds,)."""
-        return np.nanmin(scores[self.comparable], axis=0)
-
-    @property
-    def diverged(self) -> np.ndarray:
-        """Whether each seed ends no better than it started; shape (seeds,)."""
-        return ~(self.scores[-1] < self.scores[0])
-
-    def sound(self) -> Finished:
-        """Without the seeds that diverged, unless all did."""
-        kept = ~self.diverged
-        if kept.all() or not kept.any():
-            return self
-        known = {name: getattr(self.curves, name) for name in OF_SEEDS}
-        own = {name: None if part is None else part[:, kept] for name, part in known.items()}
-        return self._replace(curves=self.curves._replace(**own))
-
-    @property
-    def length(self) -> str:
-        """That of the paper, or a shorter one."""
-        return "paper" if self.variant == "published" else self.variant
-
-    @property
-    def ours(self) -> bool:
-        return self.curves.name.startswith(report.TWO_LOOPS)
-
-
-def finished() -> list[list[Finished]]:
-    """All runs, those of one workload and length together; the seeds of one as one."""
-    logged: dict[tuple[str, ...], list[pathlib.Path]] = {}
-    for path in sorted((RESULTS / "logs").glob("*.jsonl")):
-        logged.setdefault(tuple(path.stem.split("-")[:3]), []).append(path)
-    groups: dict[tuple[str, ...], list[Finished]] = {}
-    for (workload, variant, _), paths in logged.items():
-        one = read(variant, paths)
-        groups.setdefault((workload, one.length), []).append(one)
-    return list(groups.values())
-
-
-def read(variant: str, paths: list[pathlib.Path]) -> Finished:
-    """One variant of one optimizer from its logs, each of one seed or several."""
-    each = [logs.read(path.parent, path.name) for path in paths]
-    configuration = each[0][0] | {"seeds": sum(known["seeds"] for known, _, _ in each)}
-    name = train.NAMES[configuration["optimizer"]]
-    name += " as published" if variant == "published" else ""
-    curves = report.side_by_side([report.collect(name, measured) for _, measured, _ in each])
-    score = report.SCORES[workloads.get(configuration["workload"]).score]
-    return Finished(configuration, variant, curves, score, sum(seconds for *_, seconds in each))
+                started[name] = pool.submit(run, name, flags, free, options)
+    return [name for name, done in started.items() if not done.result()]
 
 
 def table(groups: list[list[Finished]]) -> str:
@@ -199,8 +112,8 @@ def table(groups: list[list[Finished]]) -> str:
     rows = []
     for group in groups:
         baselines = [run for run in group if not run.ours]
-        best = min(baselines, key=lambda run: paired.rank(run.scores[-1]), default=None)
-        rows += [row(run, best if run.ours else None) for run in group]
+        rival = finished.best(baselines) if baselines else None
+        rows += [row(run, rival if run.ours else None) for run in group]
     return report.markdown(COLUMNS, rows)
 
 
@@ -214,22 +127,14 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         str(configuration["seeds"]) + (f", {lost} diverged" if lost else ""),
         f"{report.mean_and_spread(sound.scores[-1], digits)} {run.score.unit}",
         paired.ends(sound.scores[-1], digits),
-        less(run, baseline) if baseline else "",
+        run.less(baseline) if baseline else "",
         report.mean_and_spread(sound.best(sound.scores), digits),
         validation(sound),
         report.mean_and_spread(sound.curves.train_loss[-1], ".2e"),
         f"{configuration['gradient_evaluations']:,}",
-        f"{reached(run, baseline)} ({reached(baseline, baseline)})" if baseline else "",
+        reached(run, baseline) if baseline else "",
         f"{run.seconds / configuration['seeds']:,.0f}",
     ]
-
-
-def less(run: Finished, baseline: Finished) -> str:
-    """Over the seeds that both have, which count from zero, and that diverged in neither."""
-    seeds = min(run.scores.shape[1], baseline.scores.shape[1])
-    kept = ~(run.diverged[:seeds] | baseline.diverged[:seeds])
-    ends = [one.scores[-1, :seeds][kept] for one in (run, baseline)]
-    return paired.difference(*ends, run.score.digits) if kept.any() else ""
 
 
 def validation(run: Finished) -> str:
@@ -242,10 +147,8 @@ def validation(run: Finished) -> str:
 
 
 def reached(run: Finished, baseline: Finished) -> str:
-    """Gradients until the mean over the seeds is as good as the baseline's ever is."""
-    best = np.nanmin(baseline.scores.mean(axis=1)[baseline.comparable])
-    there = (run.scores.mean(axis=1) <= best) & run.comparable
-    return f"{run.curves.gradient_evaluations[there.argmax()]:,.0f}" if there.any() else "never"
+    """Gradients to the baseline's best, and in parentheses its own."""
+    return f"{run.gradients_to_best_of(baseline)} ({baseline.gradients_to_best_of(baseline)})"
 
 
 def draw(groups: list[list[Finished]]) -> None:
@@ -275,11 +178,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.data_dir is None and not options.table:
         parser.error("--data-dir DIR is needed, the folder that has mnist/ and text/; or --table")
-    if not options.table:
-        run_all(options)
-    groups = finished()
+    failed = [] if options.table else run_all(options)
+    groups = finished.groups()
     files.write_whole(RESULTS / "table.md", table(groups))
     draw(groups)
+    if failed:
+        parser.exit(1, f"failed: {', '.join(failed)}\n")
 
 
 if __name__ == "__main__":

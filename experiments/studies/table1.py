@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from experiments import train
 from experiments.harness import report
 from experiments.io import files
-from experiments.studies import RESULTS, overview, paired, run
+from experiments.studies import RESULTS, finished, overview, paired
+from experiments.studies.finished import Finished
 
 Range: TypeAlias = tuple[float, float]  # mean and ±
 
@@ -46,11 +47,11 @@ OURS = {"sgd": Reported(), "sam": Reported()}  # for comparison, in every task
 HEADINGS = ("task", "optimizer", "score", "the paper", "here", "95 % interval", "at best")
 
 
-def measured() -> dict[tuple[str, str], run.Finished]:
+def measured() -> dict[tuple[str, str], Finished]:
     """The finished runs of Table 1, by workload and optimizer, in its order."""
     every = {
         (*(one.configuration[key] for key in ("workload", "optimizer")), one.variant): one
-        for group in run.finished()
+        for group in finished.groups()
         for one in group
     }
     found = {}
@@ -79,7 +80,7 @@ def around(mean: float, margin: float) -> Range:
     return mean - margin, mean + margin
 
 
-def rows(found: dict[tuple[str, str], run.Finished]) -> list[list[str]]:
+def rows(found: dict[tuple[str, str], Finished]) -> list[list[str]]:
     """Of test scores, and of validation scores where there are any."""
     lines = []
     for (workload, optimizer), one in found.items():
@@ -100,7 +101,7 @@ def rows(found: dict[tuple[str, str], run.Finished]) -> list[list[str]]:
     return lines
 
 
-def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], run.Finished]) -> None:
+def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], Finished]) -> None:
     """A row of each optimizer, the paper's grey."""
     known = PAPER[workload] | OURS
     there = [name for name in known if (workload, name) in found]

@@ -8,14 +8,13 @@ Writes `tuned.md`, the table of RESULTS.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from experiments import train
 from experiments.harness import report
 from experiments.io import files
-from experiments.studies import RESULTS, overview, paired, run
-from experiments.studies.run import Finished
+from experiments.studies import RESULTS, finished, overview
+from experiments.studies.finished import Finished
 
 Task = dict[str, Finished]  # by optimizer, AdamW's as Adam's
 ROWS = ("sgd", "sam", "adam", "entropy_sgd", "entropy_adam", "snoo")
@@ -25,7 +24,7 @@ AS = {"adamw": "adam"}
 def tasks() -> list[Task]:
     """In the order of the overview's titles."""
     found: dict[str, Task] = {}
-    for group in run.finished():
+    for group in finished.groups():
         if group[0].variant == "tuned":
             known = [(one.configuration["optimizer"], one) for one in group]
             task = {AS.get(optimizer, optimizer): one for optimizer, one in known}
@@ -33,22 +32,16 @@ def tasks() -> list[Task]:
     return [found[workload] for workload in overview.TITLES if workload in found]
 
 
-def best(task: Task, names: Iterable[str]) -> str:
-    return min(names, key=lambda name: paired.rank(task[name].scores[-1]))
-
-
 def score(task: Task, name: str) -> str:
     """At the end; the best of the task in bold."""
-    one = task[name].sound()
-    shown = report.mean_and_spread(one.scores[-1], one.score.digits)
-    shown = f"**{shown}**" if name == best(task, task) else shown
-    lost = task[name].diverged.sum()
+    one, lost = task[name], task[name].diverged.sum()
+    shown = report.mean_and_spread(one.sound().scores[-1], one.score.digits)
+    shown = f"**{shown}**" if one is finished.best(task.values()) else shown
     return f"{shown}; {lost} diverged" if lost else shown
 
 
 def less_the_best_baseline(task: Task, name: str) -> str:
-    baseline = best(task, (name for name in task if not task[name].ours))
-    return run.less(task[name], task[baseline])
+    return task[name].less(finished.best(one for one in task.values() if not one.ours))
 
 
 def tried(task: Task, tuning: list[dict[str, Any]]) -> str:

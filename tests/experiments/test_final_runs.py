@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import pathlib
+
 import numpy as np
 import pytest
 
 from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
 from experiments.studies import paired, run, table1, tuned
+from experiments.studies.finished import Finished
 
 
-def finished(name: str, errors: list[list[float]]) -> run.Finished:
+def finished(name: str, errors: list[list[float]]) -> Finished:
     """Measured after 0, 100, 200 gradients and so on, a column for each seed."""
     scores = np.array(errors)
     curves = Curves(name, 100 * np.arange(len(scores)), scores / 10, scores / 9, scores, 50.0)
     configuration = {"workload": "mnistfc", "seeds": scores.shape[1], "gradient_evaluations": 300}
-    return run.Finished(configuration, "paper", curves, SCORES["error"], 12.0)
+    return Finished(configuration, "paper", curves, SCORES["error"], 12.0)
 
 
 ADAM = finished("Adam", [[90, 90], [3, 5], [2, 2.2], [2.4, 2.4]])
@@ -31,8 +35,8 @@ ADAM = finished("Adam", [[90, 90], [3, 5], [2, 2.2], [2.4, 2.4]])
 )
 def test_gradients_to_the_baselines_best(errors: list[list[float]], expected: str) -> None:
     ours = finished("Entropy-SGD", errors)
-    assert run.reached(ours, ADAM) == expected
-    assert run.reached(ADAM, ADAM) == "200"
+    assert ours.gradients_to_best_of(ADAM) == expected
+    assert ADAM.gradients_to_best_of(ADAM) == "200"
     heading, _, *rows = run.table([[ADAM, ours]]).splitlines()
     assert len({line.count("|") for line in (heading, *rows)}) == 1
     assert f" {expected} (200) " in rows[1]
@@ -45,19 +49,19 @@ def test_text_read_in_order_compares_at_the_ends_of_passes() -> None:
     in_order = {"sampling": "streams", "batch_size": 2, "examples": 800}
     one = finished("SGD", errors)
     in_streams = one._replace(configuration=one.configuration | in_order)
-    assert run.reached(one, one) == "300"
-    assert run.reached(in_streams, in_streams) == "800"
+    assert one.gradients_to_best_of(one) == "300"
+    assert in_streams.gradients_to_best_of(in_streams) == "800"
     assert one.best(one.scores) == 1
     assert in_streams.best(one.scores) == 5
     by_images = finished("Adam", [[90.0], [7], [6], [6.5]])
-    assert run.reached(in_streams, by_images) == "400"
+    assert in_streams.gradients_to_best_of(by_images) == "400"
 
 
 def test_a_seed_that_diverges_is_counted_and_left_out() -> None:
     one = finished("SGD", [[90, 90, 90], [4, 5, 6], [2, 99, 3]])
     assert one.sound().scores.tolist() == [[90, 90], [4, 6], [2, 3]]
     assert "| 3, 1 diverged | 2.50 ± 0.50 % |" in run.table([[one]])
-    assert run.less(one, finished("Adam", [[90, 90, 90], [1, 3, 1.5]])) == "+1.25 ± 3.18"
+    assert one.less(finished("Adam", [[90, 90, 90], [1, 3, 1.5]])) == "+1.25 ± 3.18"
     nothing_left = finished("SGD", [[90.0], [np.nan]])
     assert nothing_left.sound() is nothing_left
     assert ADAM.sound() is ADAM
@@ -67,7 +71,7 @@ def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
     """0.2, 0.4 and 0.6 less; and 2, 4, 6 have 4 ± 2 × 4.3027 / √3, of Student's table."""
     few = finished("Entropy-SGD", [[90, 90, 90], [1.8, 3.6, 5.4]])
     more = finished("Adam", [[90, 90, 90, 90], [2, 4, 6, 9]])
-    assert run.less(few, more) == "-0.40 ± 0.50"
+    assert few.less(more) == "-0.40 ± 0.50"
     assert paired.ends(np.array([2.0, 4.0, 6.0]), ".2f") == "-0.97 to 8.97"
     assert paired.ends(np.array([2.0]), ".2f") == ""
 
@@ -97,7 +101,7 @@ def test_what_the_paper_does_not_have_is_shown_without_a_verdict() -> None:
 def test_tuned_runs_side_by_side() -> None:
     """Less Adam's 1, 3, 2: 2, 0, 1, hence a mean of 1 ± 4.3027 / √3."""
 
-    def one(name: str, optimizer: str, last: list[float]) -> run.Finished:
+    def one(name: str, optimizer: str, last: list[float]) -> Finished:
         made = finished(name, [[90, 90, 90], last])
         return made._replace(configuration=made.configuration | {"optimizer": optimizer})
 
@@ -119,6 +123,15 @@ def test_tuned_runs_side_by_side() -> None:
         tuned.table([{"adam": best, **others}], tuning[1:])
 
 
+def test_a_training_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "run", lambda name, *_: "-adam-" not in name)
+    options = argparse.Namespace(
+        jobs=1, seeds=2, workloads=["mnistfc"], variants=["paper"], optimizers=["sgd", "adam"]
+    )
+    options.data_dir = pathlib.Path("DIR")
+    assert run.run_all(options) == ["mnistfc-paper-adam-0", "mnistfc-paper-adam-1"]
+
+
 def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
     one, *others = [finished("SGD", [[90.0], [error]]).curves for error in (3, 2, 4)]
     others = [curves._replace(validation_loss=np.log(curves.test_error)) for curves in others]
@@ -126,6 +139,6 @@ def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
     assert joined.test_error.shape == (2, 3)
     assert report.side_by_side([one, one]).validation_loss is None
     configuration = {"workload": "ptb", "seeds": 3, "gradient_evaluations": 300}
-    shown = run.Finished(configuration, "paper", joined, report.SCORES["perplexity"], 12.0)
+    shown = Finished(configuration, "paper", joined, report.SCORES["perplexity"], 12.0)
     np.testing.assert_allclose(shown.validation, [[90, 90], [2, 4]])
     assert " 3.00 ± 1.00 (of 2) |" in run.table([[shown]])

@@ -1,0 +1,121 @@
+"""The finished trainings of `run.py`, read from their logs."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import train, workloads
+from experiments.harness import logs, report
+from experiments.studies import RESULTS, paired
+
+OF_SEEDS = ("train_loss", "test_loss", "test_error", "validation_loss")  # by column
+
+
+class Finished(NamedTuple):
+    """A run, read from its log."""
+
+    configuration: dict[str, Any]
+    variant: str
+    curves: report.Curves
+    score: report.Score
+    seconds: float
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Of shape (measurements, seeds)."""
+        return self.score.of(self.curves)
+
+    @property
+    def validation(self) -> np.ndarray | None:
+        """Likewise, of text, for the seeds whose logs have it."""
+        held_out = self.curves.validation_loss
+        if held_out is None:
+            return None
+        return self.score.of(self.curves._replace(test_loss=held_out))
+
+    @property
+    def comparable(self) -> np.ndarray:
+        """Whether each measurement compares with another run's.
+
+        While a text is read in order the loss depends on the place in it, by more than optimizers
+        differ: then only measurements within a fifth of a pass of its end do.
+        """
+        known, gradients = self.configuration, self.curves.gradient_evaluations
+        if known.get("sampling") != "streams":
+            return np.full(gradients.shape, True)
+        passes = gradients * known["batch_size"] / known["examples"]
+        return np.abs(passes - passes.round()) < 0.2
+
+    def best(self, scores: np.ndarray) -> np.ndarray:
+        """Of each seed by itself, as the paper seems to have taken it; shape (seeds,)."""
+        return np.nanmin(scores[self.comparable], axis=0)
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """Whether each seed ends no better than it started; shape (seeds,)."""
+        return ~(self.scores[-1] < self.scores[0])
+
+    def sound(self) -> Finished:
+        """Without the seeds that diverged, unless all did."""
+        kept = ~self.diverged
+        if kept.all() or not kept.any():
+            return self
+        known = {name: getattr(self.curves, name) for name in OF_SEEDS}
+        own = {name: None if part is None else part[:, kept] for name, part in known.items()}
+        return self._replace(curves=self.curves._replace(**own))
+
+    @property
+    def length(self) -> str:
+        """That of the paper, or a shorter one."""
+        return "paper" if self.variant == "published" else self.variant
+
+    @property
+    def ours(self) -> bool:
+        return self.curves.name.startswith(report.TWO_LOOPS)
+
+    def less(self, other: Finished) -> str:
+        """Over the seeds that both have, which count from zero, and that diverged in neither."""
+        seeds = min(self.scores.shape[1], other.scores.shape[1])
+        kept = ~(self.diverged[:seeds] | other.diverged[:seeds])
+        ends = [one.scores[-1, :seeds][kept] for one in (self, other)]
+        return paired.difference(*ends, self.score.digits) if kept.any() else ""
+
+    def gradients_to_best_of(self, other: Finished) -> str:
+        """Until the mean over the seeds is as good as the other's ever is."""
+        best = np.nanmin(other.scores.mean(axis=1)[other.comparable])
+        there = (self.scores.mean(axis=1) <= best) & self.comparable
+        return (
+            f"{self.curves.gradient_evaluations[there.argmax()]:,.0f}" if there.any() else "never"
+        )
+
+
+def groups() -> list[list[Finished]]:
+    """All runs, those of one workload and length together; the seeds of one as one."""
+    logged: dict[tuple[str, ...], list[pathlib.Path]] = {}
+    for path in sorted((RESULTS / "logs").glob("*.jsonl")):
+        logged.setdefault(tuple(path.stem.split("-")[:3]), []).append(path)
+    found: dict[tuple[str, ...], list[Finished]] = {}
+    for (workload, variant, _), paths in logged.items():
+        one = read(variant, paths)
+        found.setdefault((workload, one.length), []).append(one)
+    return list(found.values())
+
+
+def read(variant: str, paths: list[pathlib.Path]) -> Finished:
+    """One variant of one optimizer from its logs, each of one seed or several."""
+    each = [logs.read(path.parent, path.name) for path in paths]
+    configuration = each[0][0] | {"seeds": sum(known["seeds"] for known, _, _ in each)}
+    name = train.NAMES[configuration["optimizer"]]
+    name += " as published" if variant == "published" else ""
+    curves = report.side_by_side([report.collect(name, measured) for _, measured, _ in each])
+    score = report.SCORES[workloads.get(configuration["workload"]).score]
+    return Finished(configuration, variant, curves, score, sum(seconds for *_, seconds in each))
+
+
+def best(runs: Iterable[Finished]) -> Finished:
+    """Whose score at the end is lowest; of none that lost a seed unless all did."""
+    return min(runs, key=lambda run: paired.rank(run.scores[-1]))
