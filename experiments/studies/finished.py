@@ -19,6 +19,7 @@ class Finished(NamedTuple):
     """A run, read from its log."""
 
     configuration: dict[str, Any]
+    seeds: list[int]
     variant: str
     curves: report.Curves
     score: report.Score
@@ -66,7 +67,8 @@ class Finished(NamedTuple):
             return self
         known = {name: getattr(self.curves, name) for name in OF_SEEDS}
         own = {name: None if part is None else part[:, kept] for name, part in known.items()}
-        return self._replace(curves=self.curves._replace(**own))
+        seeds = [seed for seed, stays in zip(self.seeds, kept, strict=True) if stays]
+        return self._replace(seeds=seeds, curves=self.curves._replace(**own))
 
     @property
     def length(self) -> str:
@@ -78,11 +80,16 @@ class Finished(NamedTuple):
         return self.curves.name.startswith(report.TWO_LOOPS)
 
     def less(self, other: Finished) -> str:
-        """Over the seeds that both have, which count from zero, and that diverged in neither."""
-        seeds = min(self.scores.shape[1], other.scores.shape[1])
-        kept = ~(self.diverged[:seeds] | other.diverged[:seeds])
-        ends = [one.scores[-1, :seeds][kept] for one in (self, other)]
-        return paired.difference(*ends, self.score.digits) if kept.any() else ""
+        """Over the seeds that both have and that diverged in neither."""
+        mine, others = self.ends(), other.ends()
+        shared = mine.keys() & others.keys()
+        ends = [np.array([scores[seed] for seed in shared]) for scores in (mine, others)]
+        return paired.difference(*ends, self.score.digits) if shared else ""
+
+    def ends(self) -> dict[int, float]:
+        """Scores at the end, by seed, but for those that diverged."""
+        lasts = zip(self.seeds, self.scores[-1], self.diverged, strict=True)
+        return {seed: score for seed, score, diverged in lasts if not diverged}
 
     def gradients_to_best_of(self, other: Finished) -> str:
         """Until the mean over the seeds is as good as the other's ever is."""
@@ -108,12 +115,15 @@ def groups() -> list[list[Finished]]:
 def read(variant: str, paths: list[pathlib.Path]) -> Finished:
     """One variant of one optimizer from its logs, each of one seed or several."""
     each = [logs.read(path.parent, path.name) for path in paths]
-    configuration = each[0][0] | {"seeds": sum(known["seeds"] for known, _, _ in each)}
+    first = [(known.get("first_seed", 0), known["seeds"]) for known, _, _ in each]
+    seeds = [seed for start, count in first for seed in range(start, start + count)]
+    configuration = each[0][0] | {"seeds": len(seeds)}
     name = train.NAMES[configuration["optimizer"]]
     name += " as published" if variant == "published" else ""
     curves = report.side_by_side([report.collect(name, measured) for _, measured, _ in each])
     score = report.SCORES[workloads.get(configuration["workload"]).score]
-    return Finished(configuration, variant, curves, score, sum(seconds for *_, seconds in each))
+    seconds = sum(seconds for *_, seconds in each)
+    return Finished(configuration, seeds, variant, curves, score, seconds)
 
 
 def best(runs: Iterable[Finished]) -> Finished:

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
-from experiments.studies import paired, run, table1, tuned
+from experiments.studies import compare, paired, run, table1, tuned
 from experiments.studies.finished import Finished
 
 
@@ -19,7 +19,8 @@ def finished(name: str, errors: list[list[float]]) -> Finished:
     scores = np.array(errors)
     curves = Curves(name, 100 * np.arange(len(scores)), scores / 10, scores / 9, scores, 50.0)
     configuration = {"workload": "mnistfc", "seeds": scores.shape[1], "gradient_evaluations": 300}
-    return Finished(configuration, "paper", curves, SCORES["error"], 12.0)
+    seeds = list(range(scores.shape[1]))
+    return Finished(configuration, seeds, "paper", curves, SCORES["error"], 12.0)
 
 
 ADAM = finished("Adam", [[90, 90], [3, 5], [2, 2.2], [2.4, 2.4]])
@@ -72,6 +73,15 @@ def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
     few = finished("Entropy-SGD", [[90, 90, 90], [1.8, 3.6, 5.4]])
     more = finished("Adam", [[90, 90, 90, 90], [2, 4, 6, 9]])
     assert few.less(more) == "-0.40 ± 0.50"
+    shifted = more._replace(seeds=[9, 0, 1, 2])  # 2.2, 2.4 and 3.6 less: their deviation is 0.757
+    assert few.less(shifted) == "-2.73 ± 1.88"
+    assert compare.text(["few", "shifted"], [few, shifted]).splitlines() == [
+        "test error, %",
+        "few         3.60 ± 1.04  (seeds 0, 1, 2)",
+        "shifted     5.25 ± 1.49  (seeds 9, 0, 1, 2)",
+        "difference  -2.73 ± 1.88",
+    ]
+    assert few.less(more._replace(seeds=[5, 6, 7, 8])) == ""
     assert paired.ends(np.array([2.0, 4.0, 6.0]), ".2f") == "-0.97 to 8.97"
     assert paired.ends(np.array([2.0]), ".2f") == ""
 
@@ -139,6 +149,6 @@ def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
     assert joined.test_error.shape == (2, 3)
     assert report.side_by_side([one, one]).validation_loss is None
     configuration = {"workload": "ptb", "seeds": 3, "gradient_evaluations": 300}
-    shown = Finished(configuration, "paper", joined, report.SCORES["perplexity"], 12.0)
+    shown = Finished(configuration, [0, 1, 2], "paper", joined, report.SCORES["perplexity"], 12.0)
     np.testing.assert_allclose(shown.validation, [[90, 90], [2, 4]])
     assert " 3.00 ± 1.00 (of 2) |" in run.table([[shown]])
