@@ -21,6 +21,8 @@ import pathlib
 import time
 from typing import Any
 
+import jax
+
 from experiments import train, workloads
 from experiments.harness import report, settings, training
 from experiments.io import files
@@ -75,6 +77,7 @@ def try_setting(flags: list[str], score: report.Score) -> dict[str, Any]:
         run.contestant, run.model, run.dataset, run.budget, options.seeds,
         map_seeds=train.map_seeds(options, run),
     )  # fmt: skip
+    jax.clear_caches()  # a program holds many memory mappings, of which a process may have 65,530
     return {
         "scores": score.of(last).tolist(),
         "train_loss": last.train_loss.tolist(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 
 from experiments import train
+from experiments.harness.report import SCORES
 from experiments.studies import RESULTS, overview, paired, robustness, tune, width
 
 MNIST = width.CONDITIONS["batches of 512, MNIST"]
 RANDOM = np.random.default_rng(0)
 WEIGHTS = [RANDOM.normal(size=(40, 50)), RANDOM.normal(size=(3, 3, 20, 10))]
 KEY = jax.random.key(0)
+MAPPINGS = pathlib.Path("/proc/self/maps")
 
 
 def damage(name: str, value: float) -> list[np.ndarray]:
@@ -106,6 +109,19 @@ def test_differences_are_taken_seed_by_seed() -> None:
     header, _, *rows = robustness.comparison(results).splitlines()
     assert header == "| Entropy-SGD's error less that of | SGD | Adam |"
     assert [row.split(" | ")[1:] for row in rows] == [["-1.50 ± 0.00", "-1.75 ± 0.00 |"]] * 13
+
+
+@pytest.mark.skipif(not MAPPINGS.exists(), reason="needs Linux")
+def test_a_setting_leaves_no_compiled_program_behind() -> None:
+    """Of 120 mappings each, until LLVM had no more memory in the midst of a tuning."""
+
+    def mappings_after(rate: str) -> int:
+        flags = ["digits", "--optimizer", "sgd", "--effective-epochs", "1", "--measurements", "1"]
+        tune.try_setting([*flags, "--learning-rate", rate], SCORES["error"])
+        return len(MAPPINGS.read_text().splitlines())
+
+    first, second = mappings_after("0.1"), mappings_after("0.2")
+    assert second < first + 30
 
 
 def test_settings_are_ranked_by_seeds_then_budget_then_score() -> None:
