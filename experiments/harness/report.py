@@ -152,8 +152,12 @@ def _caption(curves: list[Curves]) -> str:
 
 
 def _spread(curves: list[Curves]) -> str:
-    seeds = curves[0].test_error.shape[-1]
-    return f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed, no spread"
+    counts = [curve.test_error.shape[-1] for curve in curves]
+    least, most = min(counts), max(counts)
+    if most == 1:
+        return "one seed, no spread"
+    seeds = f"{most}" if least == most else f"{least} to {most}"
+    return f"mean ± standard error over {seeds} seeds"
 
 
 def mean_and_spread(values: np.ndarray, digits: str) -> str:
@@ -213,6 +217,7 @@ COLOURS = {"SGD": "tab:blue", "Adam": "tab:orange", "SAM": "tab:green", "Parle":
 
 
 def colour(name: str) -> str:
+    name = name.removesuffix(" as published")
     return next((own for known, own in COLOURS.items() if name.endswith(known)), "tab:purple")
 
 

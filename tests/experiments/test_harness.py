@@ -187,6 +187,16 @@ def test_table_of_one_seed_claims_no_spread():
     assert "nan" not in text
 
 
+def test_table_of_unequal_seeds_says_so():
+    text = render(report.results_table([*example_curves(5), *example_curves(1)], "a title"))
+    assert "over 1 to 5 seeds" in " ".join(text.split())
+
+
+def test_the_authors_variant_has_the_colour_of_the_optimizer():
+    assert report.colour("Entropy-SGD as published") == report.colour("SGD")
+    assert report.colour("Entropy-SGD") != report.colour("Entropy-Adam as published")
+
+
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_figure_is_a_png(tmp_path, seeds):
     path = tmp_path / "curves.png"
