@@ -2,29 +2,31 @@
 
     python -m experiments.studies.compare char_lstm-tuned-snoo char_lstm-tuned-adam
 
-Each name stands for the logs in `results/logs/` that begin with it, such as `NAME-0.jsonl`. Prints
+A name stands for the logs of all its seeds in `results/logs/`, `NAME-0.jsonl` and so on. Prints
 both test scores at the end, mean ± standard error, and the 95 % interval of their difference over
 the seeds that both have.
 """
 
 from __future__ import annotations
 
+import pathlib
 import re
 
-from experiments.harness import report
-from experiments.io.errors import InputError, OneLineParser, one_line_errors
+from experiments.io.errors import InputError, OneLineParser, near, one_line_errors
 from experiments.studies import RESULTS, finished
 from experiments.studies.finished import Finished
 
 
 def find(name: str) -> Finished:
     """The logs of all seeds as one."""
-    path = RESULTS / "logs" / f"{name}.jsonl"
-    seeds = re.compile(rf"{re.escape(path.stem)}(-[0-9]+)?\.jsonl")
-    paths = sorted(one for one in path.parent.glob("*.jsonl") if seeds.fullmatch(one.name))
-    if not paths:
-        raise InputError(f"{name}: no log {path.parent}/{path.stem}-0.jsonl")
-    return finished.read("", paths)
+    known: dict[str, list[pathlib.Path]] = {}
+    for path in sorted((RESULTS / "logs").rglob("*.jsonl")):
+        place = path.relative_to(RESULTS / "logs").with_suffix("").as_posix()
+        for own in {place, re.sub(r"-[0-9]+$", "", place)}:  # one seed, and all
+            known.setdefault(own, []).append(path)
+    if name not in known:
+        raise InputError(f"{name}: no logs of that name in {RESULTS / 'logs'}{near(name, known)}")
+    return finished.read("", known[name])
 
 
 def text(names: list[str], runs: list[Finished]) -> str:
@@ -33,10 +35,8 @@ def text(names: list[str], runs: list[Finished]) -> str:
     width = max(map(len, (*names, "difference")))
     lines = [f"test {one.score.name}, {one.score.unit}"]
     for name, run in zip(names, runs, strict=True):
-        shown = report.mean_and_spread(run.sound().scores[-1], run.score.digits)
-        seeds = ", ".join(map(str, run.sound().seeds))
-        lost = f", {run.diverged.sum()} diverged" if run.diverged.any() else ""
-        lines.append(f"{name:{width}}  {shown}  (seeds {seeds}{lost})")
+        seeds = ", ".join(filter(None, (*map(str, run.sound().seeds), run.lost())))
+        lines.append(f"{name:{width}}  {run.end()}  (seeds {seeds})")
     return "\n".join([*lines, f"{'difference':{width}}  {one.less(other) or 'no common seed'}"])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments import train, workloads
 from experiments.harness import logs, report
+from experiments.io.errors import InputError
 from experiments.studies import RESULTS, paired
 
 OF_SEEDS = ("train_loss", "test_loss", "test_error", "validation_loss")  # by column
@@ -79,6 +80,14 @@ class Finished(NamedTuple):
     def ours(self) -> bool:
         return self.curves.name.startswith(report.TWO_LOOPS)
 
+    def end(self) -> str:
+        """The score at the end, mean ± standard error over the seeds that did not diverge."""
+        return report.mean_and_spread(self.sound().scores[-1], self.score.digits)
+
+    def lost(self) -> str:
+        """How many seeds diverged, such as "1 diverged"; empty if none did."""
+        return f"{self.diverged.sum()} diverged" if self.diverged.any() else ""
+
     def less(self, other: Finished) -> str:
         """Over the seeds that both have and that diverged in neither."""
         mine, others = self.ends(), other.ends()
@@ -117,6 +126,9 @@ def read(variant: str, paths: list[pathlib.Path]) -> Finished:
     each = [logs.read(path.parent, path.name) for path in paths]
     first = [(known.get("first_seed", 0), known["seeds"]) for known, _, _ in each]
     seeds = [seed for start, count in first for seed in range(start, start + count)]
+    if len({*seeds}) < len(seeds):
+        names = ", ".join(path.name for path in paths)
+        raise InputError(f"{names}: seeds {seeds}, each expected once; name one training's logs")
     configuration = each[0][0] | {"seeds": len(seeds)}
     name = train.NAMES[configuration["optimizer"]]
     name += " as published" if variant == "published" else ""
@@ -127,5 +139,5 @@ def read(variant: str, paths: list[pathlib.Path]) -> Finished:
 
 
 def best(runs: Iterable[Finished]) -> Finished:
-    """Whose score at the end is lowest; of none that lost a seed unless all did."""
+    """The run with the lowest mean score at the end."""
     return min(runs, key=lambda run: paired.rank(run.scores[-1]))

@@ -18,7 +18,7 @@ def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
 
 
 def rank(values: np.ndarray) -> float:
-    """The mean over the seeds, to find the least of; infinite if one seed has no number."""
+    """The mean over the seeds, to rank by; infinite if one of them is NaN."""
     return float(np.nan_to_num(np.mean(values), nan=math.inf))
 
 

@@ -119,13 +119,13 @@ def table(groups: list[list[Finished]]) -> str:
 
 def row(run: Finished, baseline: Finished | None) -> list[str]:
     configuration, digits = run.configuration, run.score.digits
-    sound, lost = run.sound(), run.diverged.sum()
+    sound = run.sound()
     return [
         configuration["workload"],
         run.variant,
         run.curves.name,
-        str(configuration["seeds"]) + (f", {lost} diverged" if lost else ""),
-        f"{report.mean_and_spread(sound.scores[-1], digits)} {run.score.unit}",
+        ", ".join(filter(None, (str(configuration["seeds"]), run.lost()))),
+        f"{run.end()} {run.score.unit}",
         paired.ends(sound.scores[-1], digits),
         run.less(baseline) if baseline else "",
         report.mean_and_spread(sound.best(sound.scores), digits),

@@ -34,10 +34,9 @@ def tasks() -> list[Task]:
 
 def score(task: Task, name: str) -> str:
     """At the end; the best of the task in bold."""
-    one, lost = task[name], task[name].diverged.sum()
-    shown = report.mean_and_spread(one.sound().scores[-1], one.score.digits)
-    shown = f"**{shown}**" if one is finished.best(task.values()) else shown
-    return f"{shown}; {lost} diverged" if lost else shown
+    one = task[name]
+    shown = f"**{one.end()}**" if one is finished.best(task.values()) else one.end()
+    return "; ".join(filter(None, (shown, one.lost())))
 
 
 def less_the_best_baseline(task: Task, name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
+from experiments.io.errors import InputError
 from experiments.studies import compare, paired, run, table1, tuned
 from experiments.studies.finished import Finished
 
@@ -131,6 +132,17 @@ def test_tuned_runs_side_by_side() -> None:
     assert rows[-1] == "| settings tried of each | 2, 1 of them on more seeds |"
     with pytest.raises(ValueError, match="unequal numbers of settings"):
         tuned.table([{"adam": best, **others}], tuning[1:])
+
+
+def test_logs_that_are_not_one_training_are_refused() -> None:
+    assert compare.find("further/char_lstm-tuned-snoo").seeds == [3, 4, 5, 6, 7]
+    assert compare.find("further/lenet-sgld-1").seeds == [0]
+    with pytest.raises(
+        InputError, match=r"lenet-tuned-sno: no logs .*did you mean lenet-tuned-snoo"
+    ):
+        compare.find("lenet-tuned-sno")
+    with pytest.raises(InputError, match=r"lenet-sgld-1.*seeds \[0, 0\], each expected once"):
+        compare.find("further/lenet-sgld")
 
 
 def test_a_training_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

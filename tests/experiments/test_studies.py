@@ -113,7 +113,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 @pytest.mark.skipif(not MAPPINGS.exists(), reason="needs Linux")
 def test_a_setting_leaves_no_compiled_program_behind() -> None:
-    """Of 120 mappings each, until LLVM had no more memory in the midst of a tuning."""
+    """Each setting kept 120 memory mappings, until LLVM ran out of them in a long tuning."""
 
     def mappings_after(rate: str) -> int:
         flags = ["digits", "--optimizer", "sgd", "--effective-epochs", "1", "--measurements", "1"]
