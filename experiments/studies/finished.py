@@ -90,15 +90,14 @@ class Finished(NamedTuple):
 
     def less(self, other: Finished) -> str:
         """Over the seeds that both have and that diverged in neither."""
-        mine, others = self.ends(), other.ends()
-        shared = mine.keys() & others.keys()
-        ends = [np.array([scores[seed] for seed in shared]) for scores in (mine, others)]
-        return paired.difference(*ends, self.score.digits) if shared else ""
+        ours, others = paired.shared(self.ends(), other.ends())
+        return paired.difference(ours, others, self.score.digits) if ours.size else ""
 
-    def ends(self) -> dict[int, float]:
-        """Scores at the end, by seed, but for those that diverged."""
-        lasts = zip(self.seeds, self.scores[-1], self.diverged, strict=True)
-        return {seed: score for seed, score, diverged in lasts if not diverged}
+    def ends(self) -> paired.BySeed:
+        """Scores at the end; NaN of those that diverged."""
+        return dict(
+            zip(self.seeds, np.where(self.diverged, np.nan, self.scores[-1]).tolist(), strict=True)
+        )
 
     def gradients_to_best_of(self, other: Finished) -> str:
         """Until the mean over the seeds is as good as the other's ever is."""
@@ -139,5 +138,5 @@ def read(variant: str, paths: list[pathlib.Path]) -> Finished:
 
 
 def best(runs: Iterable[Finished]) -> Finished:
-    """The run with the lowest mean score at the end."""
-    return min(runs, key=lambda run: paired.rank(run.scores[-1]))
+    """The run with the lowest mean score at the end, none of whose seeds diverged."""
+    return min(runs, key=lambda run: paired.rank(run.ends().values()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +19,8 @@ from matplotlib.figure import Figure
 from experiments import train
 from experiments.harness import report
 from experiments.studies import RESULTS, finished, paired
+
+Task: TypeAlias = dict[str, paired.BySeed]  # by optimizer
 
 TITLES = {
     "mnistfc": "fully connected, MNIST",
@@ -30,23 +33,21 @@ TICKS = (-20, -10, -5, -2, 0, 2, 5, 10, 20, 40, 100)  # percent
 LINEAR = 2.0  # percent: beyond it the axis is logarithmic
 
 
-def tasks() -> dict[str, dict[str, np.ndarray]]:
-    """The scores of all seeds by task and optimizer, the lower the better.
+def tasks() -> dict[str, Task]:
+    """The scores of all seeds by task, the lower the better.
 
     Only tasks in which one of ours and a baseline are finished, and only tuned settings: the
     paper's were made for workloads that differ from ours.
     """
     found = {
-        TITLES[group[0].configuration["workload"]]: {
-            one.curves.name: one.scores[-1] for one in group
-        }
+        TITLES[group[0].configuration["workload"]]: {one.curves.name: one.ends() for one in group}
         for group in finished.groups()
         if group[0].variant == "tuned"
     }
     for condition, results in json.loads((RESULTS / "width.json").read_text()).items():
         title = condition if condition.endswith(("MNIST", "LeNet")) else f"{condition}, digits"
         found[title] = {
-            train.NAMES[name]: np.array(own["test"])
+            train.NAMES[name]: dict(enumerate(own["test"]))
             for name, own in results.items()
             if "test" in own
         }
@@ -54,22 +55,22 @@ def tasks() -> dict[str, dict[str, np.ndarray]]:
     return {title: found[title] for title, both in zip(found, kinds, strict=True) if len(both) == 2}
 
 
-def best_baseline(scores: dict[str, np.ndarray]) -> str:
-    return min(scores.keys() - MARKERS, key=lambda name: paired.rank(scores[name]))
+def best_baseline(scores: Task) -> str:
+    return min(scores.keys() - MARKERS, key=lambda name: paired.rank(scores[name].values()))
 
 
-def differences(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+def differences(scores: Task) -> dict[str, tuple[float, float]]:
     """Difference from the best baseline, with its interval, in percent of the baseline's mean."""
     rival = scores[best_baseline(scores)]
-    percent = 100 / rival.mean()
+    percent = 100 / np.mean([*rival.values()])
+    pairs = {name: paired.shared(own, rival) for name, own in scores.items() if name in MARKERS}
     return {
-        name: tuple(percent * value for value in paired.interval(own, rival))
-        for name, own in scores.items()
-        if name in MARKERS
+        name: tuple(percent * value for value in paired.interval(*pair))
+        for name, pair in pairs.items()
     }
 
 
-def text(found: dict[str, dict[str, np.ndarray]]) -> str:
+def text(found: dict[str, Task]) -> str:
     """A row for each task, and the count of the intervals; in percent."""
     compared = {task: differences(scores) for task, scores in found.items()}
     cells = {
@@ -86,7 +87,7 @@ def text(found: dict[str, dict[str, np.ndarray]]) -> str:
     return f"{table}\n{len(every)} intervals, {below} below zero and {above} above"
 
 
-def draw(found: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
+def draw(found: dict[str, Task], path: pathlib.Path) -> None:
     """Points left of zero beat every baseline."""
     figure = Figure(figsize=(8, 0.42 * len(found) + 1.4), layout="constrained")
     axes = figure.subplots()

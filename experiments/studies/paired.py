@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 from scipy import stats
+
+BySeed: TypeAlias = Mapping[int, float]  # NaN of a seed that diverged
+
+
+def shared(ours: BySeed, others: BySeed) -> list[np.ndarray]:
+    """The scores of the seeds that both have and that diverged in neither."""
+    seeds = [seed for seed in ours if math.isfinite(ours[seed] + others.get(seed, math.nan))]
+    return [np.array([scores[seed] for seed in seeds]) for scores in (ours, others)]
 
 
 def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
@@ -17,9 +27,9 @@ def interval(ours: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     return float(less.mean()), float(quantile * less.std(ddof=1) / math.sqrt(len(less)))
 
 
-def rank(values: np.ndarray) -> float:
+def rank(values: Iterable[float]) -> float:
     """The mean over the seeds, to rank by; infinite if one of them is NaN."""
-    return float(np.nan_to_num(np.mean(values), nan=math.inf))
+    return float(np.nan_to_num(np.mean([*values]), nan=math.inf))
 
 
 def of_mean(values: np.ndarray) -> tuple[float, float]:

@@ -84,18 +84,18 @@ def rows(found: dict[tuple[str, str], Finished]) -> list[list[str]]:
     """Of test scores, and of validation scores where there are any."""
     lines = []
     for (workload, optimizer), one in found.items():
-        paper, form = (PAPER[workload] | OURS)[optimizer], one.score.digits
-        parts = [("test", paper.test, one.scores)]
+        paper, form, sound = (PAPER[workload] | OURS)[optimizer], one.score.digits, one.sound()
+        parts = [("test", paper.test, one.scores, sound.scores)]
         if one.validation is not None:
-            parts.append(("validation", paper.validation, one.validation))
-        for part, reported, scores in parts:
+            parts.append(("validation", paper.validation, one.validation, sound.validation))
+        for part, reported, every, scores in parts:
             lines.append([
                 *(overview.TITLES[workload], one.curves.name, f"{part}, {one.score.unit}"),
                 " ± ".join(f"{value:{form}}" for value in reported or ()),
                 f"{scores[-1].mean():{form}}",
                 paired.ends(scores[-1], form),
                 f"{one.best(scores).mean():{form}}",
-                str(scores.shape[1]),
+                ", ".join(filter(None, (str(every.shape[1]), one.lost()))),
                 verdict(scores[-1], reported),
             ])  # fmt: skip
     return lines
@@ -106,7 +106,7 @@ def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], Finished])
     known = PAPER[workload] | OURS
     there = [name for name in known if (workload, name) in found]
     for height, name in enumerate(there):
-        one, paper = found[workload, name], known[name].test
+        one, paper = found[workload, name].sound(), known[name].test
         scores, colour = one.scores[-1], report.colour(train.NAMES[name])
         own, spread = paired.of_mean(scores)
         style = {"capsize": 3, "marker": "D", "ms": 5}

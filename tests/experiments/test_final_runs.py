@@ -109,6 +109,13 @@ def test_what_the_paper_does_not_have_is_shown_without_a_verdict() -> None:
     assert adam[4:8] == sgd[4:8]
 
 
+def test_table_1_leaves_out_a_seed_that_diverged() -> None:
+    """The mean of 1.3 and 1.5, and the interval of two seeds, 12.706 × 0.1."""
+    lost = finished("Adam", [[90, 90, 90], [1.3, 99, 1.5]])
+    (row,) = table1.rows({("mnistfc", "adam"): lost})
+    assert row[4:] == ["1.40", "0.13 to 2.67", "1.40", "3, 1 diverged", "reproduced"]
+
+
 def test_tuned_runs_side_by_side() -> None:
     """Less Adam's 1, 3, 2: 2, 0, 1, hence a mean of 1 ± 4.3027 / √3."""
 

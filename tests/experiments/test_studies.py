@@ -86,13 +86,18 @@ def test_interval_of_a_paired_difference() -> None:
 
 def test_overview_is_in_percent_of_the_best_baseline() -> None:
     """Of 1, 2, 3 beside a mean of 4: mean and interval of the test above, times 25."""
-    best = np.array([5.0, 3.0, 4.0])
-    scores = {"SGD": best + 1, "Adam": best, "SNOO": best + np.array([1.0, 2.0, 3.0])}
+
+    def by_seed(*scores: float) -> dict[int, float]:
+        return dict(enumerate(scores))
+
+    best = by_seed(5, 3, 4)
+    further = {9: 1.0, 0: 6.0, 1: 5.0, 2: 7.0, 3: np.nan}  # of 9 and 3 there is no difference
+    scores = {"SGD": by_seed(6, 4, 5), "Adam": best, "SNOO": further}
     (name, (mean, margin)), *others = overview.differences(scores).items()
     assert (name, others) == ("SNOO", [])
     np.testing.assert_allclose([mean, margin], [50, 25 * 4.3027 / np.sqrt(3)], rtol=1e-4)
-    scores["SAM"] = np.array([1.0, np.nan, 1.0])  # a seed that diverged is not the best
-    scores["Entropy-SGD"] = best - 1
+    scores["SAM"] = by_seed(1, np.nan, 1)  # a seed that diverged is not the best
+    scores["Entropy-SGD"] = by_seed(4, 2, 3)
     *_, row, _, counts = overview.text({"task": scores}).splitlines()
     assert row == "| task | Adam | -25.0 ± 0.0 |  | +50.0 ± 62.1 |  |"
     assert counts == "2 intervals, 1 below zero and 0 above"
