@@ -8,8 +8,8 @@ COPY has `data_batch_1.avif`, `data_batch_1_labels.npy` and so on. Results on th
 
 from __future__ import annotations
 
+import argparse
 import pathlib
-import sys
 
 import numpy as np
 from PIL import Image
@@ -26,10 +26,13 @@ def records(folder: pathlib.Path, name: str) -> bytes:
 
 
 def main() -> None:
-    source, target = map(pathlib.Path, sys.argv[1:])
-    target.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("copy", type=pathlib.Path, help="folder of the mosaics and their labels")
+    parser.add_argument("out", type=pathlib.Path, help="folder for the binary files")
+    folders = parser.parse_args()
+    folders.out.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
-        (target / f"{name}.bin").write_bytes(records(source, name))
+        (folders.out / f"{name}.bin").write_bytes(records(folders.copy, name))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Prints the same, and how many intervals lie on which side of zero.
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 from typing import TypeAlias
@@ -119,6 +120,7 @@ def draw(found: dict[str, Task], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     found = tasks()
     print(text(found))
     draw(found, RESULTS / "overview.png")

@@ -9,6 +9,7 @@ SAM, which the paper does not have on these tasks, train for as many effective e
 
 from __future__ import annotations
 
+import argparse
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -129,11 +130,12 @@ def draw_task(axes: Axes, workload: str, found: dict[tuple[str, str], Finished])
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     found = measured()
     text = report.markdown([*HEADINGS, "seeds", "verdict"], rows(found))
     files.write_whole(RESULTS / "table1.md", text)
     print(text)
-    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    figure = Figure(figsize=(11, 3.3), layout="constrained")
     for axes, workload in zip(figure.subplots(1, len(PAPER)), PAPER, strict=True):
         draw_task(axes, workload, found)
     handles, labels = figure.axes[0].get_legend_handles_labels()

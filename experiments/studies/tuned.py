@@ -7,6 +7,7 @@ Writes `tuned.md`, the table of RESULTS.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -75,6 +76,7 @@ def table(found: list[Task], tuning: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     text = table(tasks(), json.loads((RESULTS / "tuning.json").read_text()))
     files.write_whole(RESULTS / "tuned.md", text)
     print(text)

@@ -42,7 +42,8 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"DiLoCo, M = {self.replicas}" if self.replicas else "AdamW"
+        many = "one worker" if self.replicas == 1 else f"{self.replicas} replicas"
+        return f"DiLoCo, {many}" if self.replicas else "AdamW"
 
 
 class Run(NamedTuple):

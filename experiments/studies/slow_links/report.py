@@ -118,7 +118,10 @@ def tables(done: Done) -> str:
                 ["batch", "gradients", "AdamW's rate", loss, f"DiLoCo's {settings}", loss, less],
                 batches,
             ),
-            markdown(["M = 4 with", *columns, "less M = 4's, 95 %", "bytes / M = 4's"], wires),
+            markdown(
+                ["4 replicas with", *columns, "less theirs without, 95 %", "share of their bytes"],
+                wires,
+            ),
             markdown(["seconds", *(f"{link:g} Gbit/s" for link in LINKS)], clock),
         )
     )
@@ -141,7 +144,7 @@ def draw(done: Done, folder: pathlib.Path) -> None:
     adamw, ways = Way(done, Task(0)), [Way(done, Task(m)) for m in REPLICAS]
     few = Way(done, FEW)
     named = [(way, way.task.name, f"C{i}", "-") for i, way in enumerate((adamw, *ways))]
-    named.append((few, "M = 4, top_k=64, bits=4", "C3", "--"))
+    named.append((few, "4 replicas, top_k=64, bits=4", "C3", "--"))
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
