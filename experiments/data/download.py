@@ -1,4 +1,9 @@
-"""Fetches data sets from their public sources, and checks what came against known sums."""
+"""Fetches data sets from their public sources, and checks what came against known sums.
+
+    python -m experiments.data.download DIR
+
+DIR then has the folders that the studies ask for: `mnist/`, `text/`, `ptb/`; 22 MB in all.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import pathlib
 from typing import NamedTuple
 
 from experiments.data.images import MNIST_FILES
-from experiments.io.errors import InputError
+from experiments.io.errors import InputError, OneLineParser, one_line_errors
 from experiments.io.files import made
 
 
@@ -76,22 +81,30 @@ SOURCES: dict[str, list[Source]] = {
 }
 
 
+USUAL = ["mnist", "war-and-peace", "shakespeare", "ptb"]  # what the studies take
+
+
+def folder(name: str) -> str:
+    """Where a set lies in a directory of all of them."""
+    return "text" if name in ("war-and-peace", "shakespeare") else name
+
+
 def fetch(name: str, directory: str | None) -> str:
     """The folder with all files of a set, each fetched unless it is there with the right sum."""
     import pooch  # here, because only a download needs it
 
-    folder = pathlib.Path(directory or pooch.os_cache("entropy_sgd_jax") / name)
+    place = pathlib.Path(directory or pooch.os_cache("entropy_sgd_jax") / name)
     pooch.utils.LOGGER.setLevel("WARNING")
-    with made(folder, "--data-dir"):
+    with made(place, "--data-dir"):
         for source in SOURCES[name]:
             try:
-                pooch.retrieve(source.url, source.checksum, source.name, folder)
+                pooch.retrieve(source.url, source.checksum, source.name, place)
             except Exception as error:  # no connection, no such file, another sum, no space
                 raise InputError(
                     f"--download: {source.url}: {_cause(error)}. Try again, or put {source.name} "
-                    f"into {folder} and give that as --data-dir"
+                    f"into {place} and give that as --data-dir"
                 ) from error
-    return str(folder)
+    return str(place)
 
 
 def _cause(error: BaseException) -> str:
@@ -99,3 +112,17 @@ def _cause(error: BaseException) -> str:
     while below := error.__cause__ or error.__context__:
         error = below
     return str(error)
+
+
+def main() -> None:
+    parser = OneLineParser(prog="download", description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--sets", nargs="+", choices=SOURCES, default=USUAL)
+    options = parser.parse_args()
+    for name in options.sets:
+        print(fetch(name, str(options.directory / folder(name))))
+
+
+if __name__ == "__main__":
+    with one_line_errors("download"):
+        main()

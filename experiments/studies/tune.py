@@ -24,14 +24,13 @@ from typing import Any
 import jax
 
 from experiments import train, workloads
+from experiments.data import download
 from experiments.harness import report, settings, training
 from experiments.io import files
 from experiments.io.errors import one_line_errors
 from experiments.studies import RESULTS
 from experiments.studies.grids import FIXED, GRIDS, OWN
 
-FOLDERS = {"mnistfc": "mnist", "lenet": "mnist", "allcnn": "cifar10"}
-FOLDERS |= {"ptb": "ptb", "ptb_small": "ptb"}  # else text
 EPOCHS = {"mnistfc": 2.0, "lenet": 1.0, "char_lstm": 0.3, "char_gpt": 0.5}  # of each setting
 OPTIMIZERS = list(dict.fromkeys(itertools.chain(*GRIDS.values())))
 
@@ -66,7 +65,7 @@ def own(flags: list[str]) -> list[str]:
 
 
 def data_folder(data: pathlib.Path, workload: str) -> str:
-    return str(data / FOLDERS.get(workload, "text"))
+    return str(data / download.folder(workloads.get(workload).source))
 
 
 def try_setting(flags: list[str], score: report.Score) -> dict[str, Any]:

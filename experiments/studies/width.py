@@ -301,7 +301,7 @@ def main() -> None:
     with Progress() as progress:
         for name, condition in CONDITIONS.items():
             workload, place = condition.flags[0], []
-            if workload in tune.FOLDERS:
+            if workload != "digits":
                 if data is None:
                     continue
                 place = ["--data-dir", tune.data_folder(data, workload)]

@@ -22,6 +22,7 @@ from experiments.data.cifar10 import RECORD, SHAPE, TEST, TRAIN, load_cifar10
 from experiments.data.images import read_mnist
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
+from experiments.studies import tune
 
 RANDOM = np.random.default_rng(0)
 PIXELS = {name: RANDOM.integers(0, 256, (4, RECORD - 1)).astype(np.uint8) for name in TRAIN + TEST}
@@ -341,6 +342,22 @@ def test_download_fetches_once_and_checks_the_sum(server, tmp_path, monkeypatch)
     assert (pathlib.Path(place) / "a.txt").read_bytes() == b"hello"
     (folder / "a.txt").unlink()
     assert download.fetch("ptb", place) == place  # what is there is not fetched again
+
+
+@leaves_connection
+def test_download_by_itself_fills_the_folders_of_the_studies(server, tmp_path, monkeypatch, capsys):
+    folder, address = server
+    (folder / "a.txt").write_bytes(b"hello")
+    source = download.Source(
+        "a.txt", f"{address}/a.txt", f"md5:{hashlib.md5(b'hello').hexdigest()}"
+    )
+    for name in download.USUAL:
+        monkeypatch.setitem(download.SOURCES, name, [source])
+    monkeypatch.setattr("sys.argv", ["download", str(tmp_path / "data")])
+    download.main()
+    places = [tune.data_folder(tmp_path / "data", name) for name in ("lenet", "char_lstm", "ptb")]
+    assert {*capsys.readouterr().out.split()} == {*places}
+    assert all((pathlib.Path(place) / "a.txt").read_bytes() == b"hello" for place in places)
 
 
 @leaves_connection
