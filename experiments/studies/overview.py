@@ -82,10 +82,15 @@ def text(found: dict[str, Task]) -> str:
     }
     rows = [[task, best_baseline(found[task]), *own] for task, own in cells.items()]
     table = report.markdown(["task", "best baseline", *MARKERS], rows)
-    every = [interval for own in compared.values() for interval in own.values()]
-    below = sum(mean + margin < 0 for mean, margin in every)
-    above = sum(mean - margin > 0 for mean, margin in every)
-    return f"{table}\n{len(every)} intervals, {below} below zero and {above} above"
+    each = {name: [own[name] for own in compared.values() if name in own] for name in MARKERS}
+    sides = {**each, "all": [interval for own in each.values() for interval in own]}
+    return "\n".join([table, *(f"{name}: {counts(own)}" for name, own in sides.items())])
+
+
+def counts(intervals: list[tuple[float, float]]) -> str:
+    below = sum(mean + margin < 0 for mean, margin in intervals)
+    above = sum(mean - margin > 0 for mean, margin in intervals)
+    return f"{len(intervals)} intervals, {below} below zero and {above} above"
 
 
 def draw(found: dict[str, Task], path: pathlib.Path) -> None:

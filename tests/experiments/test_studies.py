@@ -98,9 +98,10 @@ def test_overview_is_in_percent_of_the_best_baseline() -> None:
     np.testing.assert_allclose([mean, margin], [50, 25 * 4.3027 / np.sqrt(3)], rtol=1e-4)
     scores["SAM"] = by_seed(1, np.nan, 1)  # a seed that diverged is not the best
     scores["Entropy-SGD"] = by_seed(4, 2, 3)
-    *_, row, _, counts = overview.text({"task": scores}).splitlines()
+    *_, row, _, own, _, _, _, counts = overview.text({"task": scores}).splitlines()
     assert row == "| task | Adam | -25.0 ± 0.0 |  | +50.0 ± 62.1 |  |"
-    assert counts == "2 intervals, 1 below zero and 0 above"
+    assert own == "Entropy-SGD: 1 intervals, 1 below zero and 0 above"
+    assert counts == "all: 2 intervals, 1 below zero and 0 above"
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
