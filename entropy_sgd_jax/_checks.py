@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -192,6 +193,18 @@ def whole_optimizer(advice: str) -> Rule:
         return known
 
     return rule
+
+
+def warn_uphill(base_optimizer: optax.GradientTransformation) -> None:
+    """Warns of a base optimizer that points uphill: it may be right, before a negative scale."""
+    cosine = _cosine_with_gradient(base_optimizer)
+    if cosine is not None and cosine > 0.5:
+        warnings.warn(
+            f"`base_optimizer` points uphill (the cosine with x - μ is {cosine:.2f}), away from μ. "
+            "Pass a whole optimizer such as optax.adam(0.01), or put optax.scale(-rate) after it: "
+            "entropic(optax.chain(direction, optax.scale(-rate))).",
+            stacklevel=4,
+        )
 
 
 def dtype(advice: str) -> Rule:

@@ -79,7 +79,26 @@ def is_bound(axis_name: AxisName) -> bool:
 def gather(array: jax.Array, axis_name: AxisName) -> jax.Array:
     """What each member has, along a new leading axis, marked as equal on all devices."""
     to: dict[str, Any] = {"to": "invarying"} if axes_checked(axis_name) else {}
-    return lax.all_gather(array, axis_name, **to)
+    if not _nested(axis_name):
+        return lax.all_gather(array, axis_name, **to)
+    for name in reversed(axis_name):
+        array = lax.all_gather(array, name)
+    return array.reshape(-1, *array.shape[len(axis_name) :])
+
+
+def deal(array: jax.Array, axis_name: AxisName) -> jax.Array:
+    """What each member has for this one, along the leading axis, which had a row for each."""
+    if not _nested(axis_name):
+        return lax.all_to_all(array, axis_name, 0, 0)
+    rows = array.reshape(*(lax.psum(1, name) for name in axis_name), *array.shape[1:])
+    for place, name in enumerate(axis_name):
+        rows = lax.all_to_all(rows, name, place, place)
+    return rows.reshape(array.shape)
+
+
+def _nested(axis_name: AxisName) -> bool:
+    """Whether it is several axes, of `vmap`, which takes these collectives one axis at a time."""
+    return isinstance(axis_name, tuple) and not inside_shard_map()
 
 
 def is_equal_on_all(tree: PyTree, axis_name: AxisName) -> bool:

@@ -55,10 +55,12 @@ def in_turn(
 
 def _count(labels: PyTree, inner_steps: int) -> int:
     """P; raises ValueError unless the labels are 0 … P − 1, and P divides L."""
-    found = set(jax.tree.leaves(labels))
-    whole = all(isinstance(label, int | np.integer) for label in found)
-    if not found or not whole or found != set(range(len(found))):
-        raise _checks.error("fragments", "a tree of the ints 0 … P − 1", repr(found), _ADVICE)
+    leaves = jax.tree.leaves(labels)
+    whole = all(isinstance(label, int | np.integer) for label in leaves)
+    found = set(leaves) if whole else set()
+    if not found or found != set(range(len(found))):
+        shown = repr(found if whole else leaves)
+        raise _checks.error("fragments", "a tree of the ints 0 … P − 1", shown, _ADVICE)
     if inner_steps % len(found):
         raise _checks.error(
             "fragments",

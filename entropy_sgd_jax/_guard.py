@@ -54,16 +54,21 @@ def remember_overflow(average: PyTree, iterate: PyTree, params: PyTree) -> PyTre
 def restarted(
     transform: optax.GradientTransformation, state: optax.OptState, params: PyTree
 ) -> optax.OptState:
-    """The state of a new start at `params`, in which schedules go on counting."""
+    """The state of a new start at `params`, in which schedules go on counting, and noise new."""
     return _keep_schedules(transform.init(params), state)
 
 
 def _keep_schedules(fresh: Any, state: Any) -> Any:
+    def counts(node: Any) -> bool:
+        """Whether it holds nothing that learns from gradients, as of a schedule or of noise."""
+        fields = getattr(node, "_fields", ())
+        return "count" in fields and {*fields} <= {"count", "rng_key"}
+
     def is_scheduled(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState) or hasattr(node, "hyperparams")
+        return counts(node) or hasattr(node, "hyperparams")
 
     def keep(new: Any, old: Any) -> Any:
-        if isinstance(new, optax.ScaleByScheduleState):
+        if counts(new):
             return old
         if is_scheduled(new):  # of optax.inject_hyperparams
             return old._replace(inner_state=_keep_schedules(new.inner_state, old.inner_state))

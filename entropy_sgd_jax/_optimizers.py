@@ -171,6 +171,8 @@ def entropic(
       Pittorino et al., "Entropic gradient descent algorithms and wide flat minima", ICLR 2021,
       https://arxiv.org/abs/2006.07897, for the name.
     """
+    base_optimizer = _checks.check("base_optimizer", base_optimizer)
+    _checks.warn_uphill(base_optimizer)
     return build(
         base_optimizer,
         inner_steps=inner_steps,
@@ -200,15 +202,18 @@ def build(
 ) -> EntropicTransformation:
     """`entropic` over replicas, each of which draws its own noise from one key.
 
-    A user's `inner_transform` has been checked by a trial step already; ours need no check.
+    What a user passes has been checked by a trial step already; ours need no check.
     """
     _checks.different_axes(_checks.check("batch_axis_name", batch_axis_name), replica_axis_name)
     options = {name: _checks.check(name, value) for name, value in options.items()}
+    if options["scale_by_scope"] and isinstance(options["scope"], float) and not options["scope"]:
+        advice = "It would multiply x - μ by 0, and x would never move."
+        raise _checks.error("scale_by_scope", "False where `scope` is 0", "True", advice)
     alone = options["inner_steps"] == 0
     options["streaming"] &= not alone
     _checks.of_streams_only(options)
     algorithm = Algorithm(
-        base_optimizer=_checks.check("base_optimizer", base_optimizer),
+        base_optimizer=optax.with_extra_args_support(base_optimizer),
         inner_transform=optax.with_extra_args_support(inner_transform or optax.identity()),
         axes=_gradients.Axes(batch_axis_name, replica_axis_name),
         **options,

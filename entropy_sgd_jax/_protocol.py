@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from entropy_sgd_jax import _checks, _collectives, _trees
@@ -73,6 +74,20 @@ def params(tree: PyTree) -> None:
         kind, shown = _kind(leaf)
         if kind != "real":
             raise _checks.error(name, "real floating", shown, _KIND_ADVICE[kind])
+
+
+def warn_of_no_number(tree: PyTree) -> None:
+    """Warns of a leaf that is not finite, where its values are here to be looked at."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        known = not _trees.is_traced(leaf) and getattr(leaf, "is_fully_addressable", True)
+        with jax.transfer_guard_device_to_host("allow"):
+            if known and not np.isfinite(np.asarray(leaf)).all():
+                warnings.warn(
+                    f"`params{jax.tree_util.keystr(path)}` holds a NaN or Inf. As long as it does, "
+                    "no update is taken and nothing trains. Keep what is not trained out of "
+                    "`params`, such as an attention mask of -inf.",
+                    stacklevel=4,
+                )
 
 
 _KIND_ADVICE = {
@@ -243,9 +258,11 @@ def whole(tree: PyTree) -> None:
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         raise ValueError(
             "`params` must be the whole model in scan mode, for `grad_fn` to see; got a tree with "
-            "MaskedNode in it, from optax.masked or optax.partition. To freeze parameters, mask "
-            "after the optimizer: optax.chain(tx, optax.masked(optax.set_to_zero(), frozen)). To "
-            "give each group an optimizer of its own, use streaming=True."
+            "MaskedNode in it, from optax.masked or optax.partition. To freeze parameters, hold "
+            "them inside and outside the loop: with hold = optax.masked(optax.set_to_zero(), "
+            "frozen), entropic(optax.chain(base_optimizer, hold), noise_scale=0, "
+            "inner_transform=optax.chain(optax.trace(0.9), hold)). To give each group an optimizer "
+            "of its own, use streaming=True."
         )
 
 
@@ -258,6 +275,11 @@ def stacked(batches: PyTree, calls: int, steps: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches, is_leaf=is_leaf):
         shape = () if isinstance(leaf, int | float) else getattr(leaf, "shape", None)
         if shape is None or shape[:1] != (calls,):
+            if not calls:
+                raise ValueError(
+                    "`batches` must be left out with inner_steps=1 and `grads`, which is all the "
+                    "gradients there are; got batches. Pass grads=None for `grad_fn` to see them."
+                )
             got = f"a {type(leaf).__name__}" if shape is None else f"the shape {shape}"
             how = "`grads` is None" if calls == steps else "`grads` is the first of the gradients"
             raise ValueError(

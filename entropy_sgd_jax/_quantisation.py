@@ -48,33 +48,38 @@ def dequantise(integers: Integers, bits: int) -> jax.Array:
 
 
 def mean(
-    numbers: jax.Array, weight: jax.Array, axis_name: AxisName, bits: int
+    numbers: jax.Array, residual: jax.Array, weight: jax.Array, axis_name: AxisName, bits: int
 ) -> tuple[jax.Array, jax.Array]:
     """The weighted mean of `numbers` over the replicas, and what rounding leaves out.
 
     Args:
       numbers: float32, shape (n,); finite.
+      residual: what was left out the last time, like `numbers`: of the share that this replica
+        owns, what the mean lacked; of all others, what its own numbers lacked.
       weight: of this replica, float32, at least 0, shape ().
       axis_name: of the replicas.
       bits: 8 or 4.
 
     Returns:
-      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and what was left out,
-      like `numbers`. With constant weights, if it is added to the next numbers, the means add up to
-      what exact ones would, less what is left out at the end.
+      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and the next residual.
+      With constant weights the means add up to what exact ones would, less what is left out at the
+      end; with any weights what is left out stays as small.
     """
-    blocks = _blocks(numbers, lax.psum(1, axis_name))
-    sent = quantise(blocks, bits)
-    left_out = blocks - dequantise(sent, bits)
+    replicas, me = lax.psum(1, axis_name), lax.axis_index(axis_name)
+    blocks, waiting = _blocks(numbers, replicas), _blocks(residual, replicas)
+    mine = (jnp.arange(replicas) == me)[:, None, None]  # which goes nowhere, and is not rounded
+    due = jnp.where(mine, blocks, blocks + waiting)
+    sent = quantise(due, bits)
+    left_out = jnp.where(weight == 0, waiting, due - dequantise(sent, bits))
 
-    shares = jax.tree.map(lambda array: lax.all_to_all(array, axis_name, 0, 0), sent)
-    weights = lax.all_gather(weight, axis_name)
+    shares = jax.tree.map(lambda array: _collectives.deal(array, axis_name), sent)
+    weights = _collectives.gather(weight, axis_name)
     total = jnp.sum(weights)
-    share = jnp.tensordot(weights, dequantise(Integers(*shares), bits), 1) / total
+    received = jnp.where(mine, due, dequantise(Integers(*shares), bits))
+    share = jnp.tensordot(weights, received, 1) / total + waiting[me]
     rounded = quantise(share, bits)
-    # The owner adds what this second rounding left out to its own numbers.
-    missed = (share - dequantise(rounded, bits)) * total / jnp.where(weight == 0, 1, weight)
-    left_out = left_out.at[lax.axis_index(axis_name)].add(missed)
+    missed = jnp.where(total > 0, share - dequantise(rounded, bits), waiting[me])
+    left_out = left_out.at[me].set(missed)
 
     everything = jax.tree.map(lambda array: _collectives.gather(array, axis_name), rounded)
     averaged = dequantise(Integers(*everything), bits).reshape(-1)[: numbers.size]

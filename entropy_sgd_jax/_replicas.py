@@ -47,7 +47,7 @@ class ElasticCouplingState(NamedTuple):
 
 def add_elastic_coupling(
     strength: ScalarOrSchedule, axis_name: AxisName
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Adds a pull towards the mean of the replicas, as a spring would exert it.
 
     .. math::
@@ -65,8 +65,8 @@ def add_elastic_coupling(
       A transformation whose state is an ``ElasticCouplingState``; updates keep their dtypes.
 
     Raises:
-      ValueError: for a negative strength or no axis; in ``update`` if ``params`` is missing or
-        the axis is not bound.
+      ValueError: for a negative strength or no axis; in ``update`` if ``params`` is missing,
+        the axis is not bound, or for a ``replica_weight``, since x̄ is the plain mean.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax import add_elastic_coupling
@@ -90,8 +90,17 @@ def add_elastic_coupling(
         return ElasticCouplingState(count=jnp.zeros((), jnp.int32))
 
     def update(
-        updates: PyTree, state: PyTree, params: PyTree | None = None
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        *,
+        replica_weight: None = None,
+        **extra_args: Any,
     ) -> tuple[PyTree, ElasticCouplingState]:
+        del extra_args
+        if replica_weight is not None:
+            advice = "Only diloco and average_over_replicas weight replicas."
+            raise _checks.error("replica_weight", "left out of a coupling", "a weight", advice)
         _protocol.params(params)
         _protocol.bound("axis_name", axis_name)
         rho = strength(state.count) if callable(strength) else strength
@@ -105,7 +114,7 @@ def add_elastic_coupling(
         count = jnp.asarray(optax.safe_increment(state.count))
         return jax.tree.map(pull, updates, params, center), ElasticCouplingState(count)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class AverageState(NamedTuple):
@@ -177,9 +186,7 @@ def average_over_replicas(
         advice = "Two numbers of 4 bits share a byte."
         raise _checks.error("top_k", "even with bits=4", str(top_k), advice)
     exchange: Any = None  # an all-reduce
-    kept = 1.0  # of what the last exchange left out
     if top_k is not None:
-        kept = _sparsification.DECAY
         exchange = functools.partial(_sparsification.mean, top_k=top_k, bits=bits)
     elif bits is not None:
         exchange = functools.partial(_quantisation.mean, bits=bits)
@@ -212,10 +219,8 @@ def average_over_replicas(
             return _collectives.weighted_mean(updates, weight, axis_name), state
         numbers, unravel = ravel_pytree(_trees.cast_like(updates, state.residual))
         residual, _ = ravel_pytree(state.residual)
-        absent = weight == 0  # whose numbers may be anything
-        due = jnp.where(absent, jnp.zeros_like(numbers), numbers + kept * residual)
-        mean, left_out = exchange(due, weight, axis_name)
-        residual = jnp.where(absent, residual, left_out)
+        numbers = jnp.where(weight == 0, jnp.zeros_like(numbers), numbers)  # may be anything there
+        mean, residual = exchange(numbers, residual, weight, axis_name)
         return _trees.cast_like(unravel(mean), updates), AverageState(unravel(residual))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -368,9 +373,7 @@ def elastic_sgd(
     step = sgd(learning_rate, momentum, nesterov)
     coupling = _checks.check("coupling", coupling)
     replica_axis_name = _checks.given("replica_axis_name", replica_axis_name)
-    return optax.with_extra_args_support(
-        optax.chain(add_elastic_coupling(coupling, replica_axis_name), step)
-    )
+    return optax.chain(add_elastic_coupling(coupling, replica_axis_name), step)
 
 
 @advised

@@ -17,22 +17,29 @@ DECAY = 0.95  # of what was not sent, by the next exchange; it does the work of 
 
 
 def mean(
-    numbers: jax.Array, weight: jax.Array, axis_name: AxisName, top_k: int, bits: int | None
+    numbers: jax.Array,
+    residual: jax.Array,
+    weight: jax.Array,
+    axis_name: AxisName,
+    top_k: int,
+    bits: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """The weighted mean of the largest `top_k` of each chunk, and what is not sent.
 
     Args:
       numbers: float32, shape (n,); finite.
+      residual: what was not sent the last time, like `numbers`; a part of it is added to them.
       weight: of this replica, float32, at least 0, shape ().
       axis_name: of the replicas.
       top_k: of each chunk.
       bits: 8 or 4, of those that are sent; None for float32.
 
     Returns:
-      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and what was left out,
-      like `numbers`.
+      The mean, equal on all replicas bit for bit, NaN if all weights are 0; and the next residual,
+      which is the same if the weight is 0.
     """
-    chunks = jnp.pad(numbers, (0, -numbers.size % CHUNK)).reshape(-1, CHUNK)
+    due = numbers + DECAY * residual
+    chunks = jnp.pad(due, (0, -due.size % CHUNK)).reshape(-1, CHUNK)
     _, places = lax.top_k(jnp.abs(chunks), top_k)
     chosen = jnp.take_along_axis(chunks, places, axis=1)
     sent = chosen if bits is None else quantise(chosen, bits)
@@ -54,5 +61,5 @@ def mean(
     *_, weights = everything
     zeros = _collectives.varying(jnp.zeros_like(chunks), weights)
     averaged = (lax.scan(add, zeros, everything)[0] / jnp.sum(weights)).reshape(-1)
-    left_out = (chunks - spread(sent, places)).reshape(-1)
-    return averaged[: numbers.size], left_out[: numbers.size]
+    left_out = (chunks - spread(sent, places)).reshape(-1)[: numbers.size]
+    return averaged[: numbers.size], jnp.where(weight == 0, residual, left_out)

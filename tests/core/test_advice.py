@@ -410,3 +410,19 @@ def test_noise_of_a_leaf_of_more_than_2_to_the_32_elements_does_not_repeat() -> 
     assert len(np.unique(values)) == len(values)
     assert abs(values.mean()) < 4 / len(values) ** 0.5
     assert abs(values.std() - 1) < 4 / (2 * len(values)) ** 0.5
+
+
+@pytest.mark.parametrize("base", [optax.scale_by_adam(), optax.trace(0.9), optax.sgd(-1.0)])
+def test_a_base_optimizer_that_points_uphill_is_warned_of(base: Any) -> None:
+    with pytest.warns(UserWarning, match=r"`base_optimizer` points uphill .* optax.scale\(-rate"):
+        entropic(base)
+
+
+def test_parameters_that_are_not_finite_are_warned_of() -> None:
+    """No update would be taken: as with an attention mask among the parameters."""
+    params = {"w": jnp.ones(2), "mask": jnp.array([0.0, -jnp.inf])}
+    tx = entropy_sgd(1.0)
+    with pytest.warns(UserWarning, match=r"`params\['mask'\]` holds a NaN or Inf") as caught:
+        tx.init(params)
+    assert len(caught) == 1
+    jax.eval_shape(tx.init, params)  # nothing to look at

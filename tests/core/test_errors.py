@@ -159,7 +159,7 @@ CALLS: dict[str, Case] = {
     ),
     "no second batch at L = 1": (
         lambda: update(GRADS, build={"inner_steps": 1}, batches=jnp.ones((1, 4))),
-        ("`batches`", "leading axis of length 0", "(1, 4)"),
+        ("`batches`", "left out", "inner_steps=1", "grads=None"),
     ),
     "grad_fn returns (value, grads)": (
         lambda: with_grad_fn((jnp.zeros(()), GRADS)),

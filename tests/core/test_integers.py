@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from entropy_sgd_jax import anchor_params, diloco
+from entropy_sgd_jax import anchor_params, average_over_replicas, diloco
 from tests.core.helpers import assert_finite, exchange, flat, outer_step, tree_of
 
 N, SIZE, BLOCK = 4, 1000, 64
@@ -27,24 +27,33 @@ def np_rounded(blocks: np.ndarray, bits: int) -> np.ndarray:
     return (np.round(blocks / safe) * scales).astype(np.float32)
 
 
+def by_owner(numbers: np.ndarray) -> np.ndarray:
+    """By sender, owner, block and number, padded with zeros."""
+    share = -(-SIZE // (N * BLOCK)) * BLOCK
+    padded = np.zeros((N, N * share), np.float32)
+    padded[:, :SIZE] = numbers
+    return padded.reshape(N, N, -1, BLOCK)
+
+
+def by_number(blocks: np.ndarray) -> np.ndarray:
+    return blocks.reshape(N, -1)[:, :SIZE]
+
+
+OWN = np.eye(N, dtype=bool)[:, :, None, None]  # a replica's numbers of the share that it owns
+
+
 def np_mean(
     updates: np.ndarray, residual: np.ndarray, weights: np.ndarray, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two roundings: of each replica's numbers, and of each share of their mean."""
-    share = -(-SIZE // (N * BLOCK)) * BLOCK
-    due = np.zeros((N, N * share), np.float32)
-    due[:, :SIZE] = np.where(weights[:, None] == 0, 0, updates + residual)
-    due = due.reshape(N, N, -1, BLOCK)  # by sender, owner, block
-    sent = np_rounded(due, bits)
-    left_out = due - sent
-    mean = np.einsum("s,sobi->obi", weights, sent) / weights.sum()
+    """Two roundings: of what each replica sends to the others, and of each share of the mean."""
+    waiting, absent = by_owner(residual), weights[:, None, None, None] == 0
+    due = by_owner(np.where(weights[:, None] == 0, 0, updates)) + np.where(OWN, 0, waiting)
+    sent = np.where(OWN, due, np_rounded(due, bits))
+    owed = np.einsum("oobi->obi", waiting)
+    mean = np.einsum("s,sobi->obi", weights, sent) / weights.sum() + owed
     rounded = np_rounded(mean.astype(np.float32), bits)
-    for owner in range(N):
-        if weights[owner] > 0:
-            missed = (mean - rounded)[owner] * weights.sum() / weights[owner]
-            left_out[owner, owner] += missed
-    left_out = left_out.reshape(N, -1)[:, :SIZE]
-    return rounded.reshape(-1)[:SIZE], np.where(weights[:, None] == 0, residual, left_out)
+    left_out = np.where(OWN, (mean - rounded)[:, None], np.where(absent, waiting, due - sent))
+    return rounded.reshape(-1)[:SIZE], by_number(left_out)
 
 
 @both_widths
@@ -69,7 +78,9 @@ def test_three_exchanges_are_two_roundings_each(weights: list[float], bits: int)
 
 @both_widths
 def test_what_rounding_leaves_out_comes_later(bits: int) -> None:
-    """The means add up to the exact ones, less the mean of what the residuals hold."""
+    """The means add up to the exact ones, less what the residuals hold: of the mean in the share
+    that a replica owns, of its own numbers in the others.
+    """
     tx, step = exchange(bits=bits)
     state = jax.vmap(tx.init)(tree_of(np.zeros((N, SIZE))))
     found, exact = np.zeros(SIZE), np.zeros(SIZE)
@@ -77,9 +88,36 @@ def test_what_rounding_leaves_out_comes_later(bits: int) -> None:
         updates = RANDOM.normal(size=(N, SIZE)).astype(np.float32)
         mean, state = step(tree_of(updates), state, jnp.ones(N))
         found, exact = found + flat(mean)[0], exact + updates.mean(0, dtype=np.float64)
-    held = flat(state.residual).mean(0, dtype=np.float64)
+    residual = by_owner(flat(state.residual)).astype(np.float64)
+    held = by_number(np.where(OWN, N * residual, residual)).mean(0)
     np.testing.assert_allclose(found + held, exact, rtol=0, atol=1e-4)
     assert np.abs(held).max() < (0.05 if bits == 8 else 0.8)  # it does not grow
+
+
+@both_widths
+def test_weights_that_change_do_not_blow_up_what_is_left_out(bits: int) -> None:
+    """A replica that has just joined, and weighs a thousandth, owns as large a share as others."""
+    tx, step = exchange(bits=bits)
+    state = jax.vmap(tx.init)(tree_of(np.zeros((N, SIZE))))
+    for joined in [8, 8192, 8, 0, 8192]:
+        weights = np.array([8192, 8192, 8192, joined], np.float32)
+        updates = RANDOM.normal(size=(N, SIZE)).astype(np.float32)
+        mean, state = step(tree_of(updates), state, weights)
+        exact = np.average(updates, axis=0, weights=weights)
+        # Half a level of each rounding, now and the last time: four in all. A level is the largest
+        # of 64 normal numbers, below 5, and what was left out, over 127 or 7.
+        level = 5 / (1 - 1 / 7) / (2 ** (bits - 1) - 1)
+        assert np.abs(flat(mean)[0] - exact).max() < 2 * level
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_replicas_over_two_axes_are_those_over_one(bits: int | None) -> None:
+    tx, two = exchange(bits=bits)[0], average_over_replicas(("a", "b"), bits=bits)
+    updates = RANDOM.normal(size=(N, SIZE)).astype(np.float32)
+    one = jax.vmap(lambda u: tx.update(u, tx.init(u))[0], axis_name="r")(updates)
+    nested = jax.vmap(lambda u: two.update(u, two.init(u))[0], axis_name="b")
+    found = jax.vmap(nested, axis_name="a")(updates.reshape(2, 2, SIZE))
+    np.testing.assert_allclose(found.reshape(N, SIZE), one, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("fewer", [{"bits": 8}, {"bits": 4}, {"top_k": 64, "bits": 8}], ids=str)
@@ -92,7 +130,11 @@ def test_an_absent_replica_keeps_its_residual_and_nobody_gives_nan(fewer: dict[s
     sick[2, 500] = np.inf
     mean, after = step(tree_of(sick), state, jnp.ones(N))
     assert_finite((mean, after))
-    np.testing.assert_array_equal(flat(after.residual)[2], flat(state.residual)[2])
+    before, now = by_owner(flat(state.residual)), by_owner(flat(after.residual))
+    kept = (
+        np.arange(N) != 2 if "top_k" not in fewer else slice(None)
+    )  # its share of the mean goes on
+    np.testing.assert_array_equal(now[2, kept], before[2, kept])
     mean, after = step(tree_of(updates), state, jnp.zeros(N))
     assert np.isnan(flat(mean)).all()
     np.testing.assert_array_equal(flat(after.residual), flat(state.residual))

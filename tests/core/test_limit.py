@@ -29,12 +29,12 @@ def estimates(
     """Mean over the seeds of γ (x − μ), as the base optimizer sees it, and its standard error."""
 
     def run(seed: Any) -> Any:
-        tx = entropic(optax.sgd(-1.0), scale_by_scope=True, key=seed, **settings)
+        tx = entropic(optax.sgd(1.0), scale_by_scope=True, key=seed, **settings)
         params = jnp.asarray(x, jnp.float32)
         gradient, _ = tx.update(
             None, tx.init(params), params, grad_fn=lambda params, step: grad_fn(params)
         )
-        return gradient
+        return -gradient
 
     gradients = np.asarray(jax.jit(jax.vmap(run))(jnp.arange(seeds)), np.float64)
     return gradients.mean(axis=0), gradients.std(axis=0) / np.sqrt(seeds)
@@ -95,7 +95,7 @@ def test_the_spread_of_one_chain_falls_with_the_root_of_the_averaging_weight() -
 
     def run(averaging: Any, seed: Any) -> Any:
         tx = entropic(
-            optax.sgd(-1.0),
+            optax.sgd(1.0),
             inner_steps=3000,
             inner_learning_rate=step_size,
             scope=scope,
@@ -109,8 +109,8 @@ def test_the_spread_of_one_chain_falls_with_the_root_of_the_averaging_weight() -
 
     seeds = jnp.arange(chains * weights.size).reshape(weights.size, chains)
     over_seeds = jax.vmap(run, (None, 0))
-    gradients = np.asarray(jax.jit(jax.vmap(over_seeds))(jnp.asarray(weights), seeds), np.float64)
-    spread = np.sqrt(np.mean((gradients - scope / (1 + scope)) ** 2, axis=1))
+    updates = np.asarray(jax.jit(jax.vmap(over_seeds))(jnp.asarray(weights), seeds), np.float64)
+    spread = np.sqrt(np.mean((-updates - scope / (1 + scope)) ** 2, axis=1))
 
     pull = 1 + scope
     memory = 1 - step_size * pull

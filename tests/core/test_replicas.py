@@ -404,6 +404,23 @@ def test_muon_runs_inside() -> None:
             "mesh",
         ),
         (lambda: esj.average_over_replicas(()), "axis_name", "mesh"),
+        (
+            lambda: esj.add_elastic_coupling(1.0, "r").update(1.0, None, 1.0, replica_weight=1.0),
+            "replica_weight",
+            "Only diloco",
+        ),
+        (
+            lambda: esj.diloco(inner_steps=1, inner_learning_rate=1, scale_by_scope=True),
+            "scale_by_scope",
+            "never move",
+        ),
+        (
+            lambda: esj.diloco(
+                inner_steps=2, inner_learning_rate=1, streaming=True, fragments=[jnp.int32(0)]
+            ),
+            "fragments",
+            "Number",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call: Any, argument: str, advice: str) -> None:

@@ -215,6 +215,46 @@ def test_schedules_inside_go_on_counting(reset: bool, mode: str) -> None:
     np.testing.assert_allclose(fell, expected, rtol=1e-6)
 
 
+@every_mode
+@pytest.mark.parametrize("inject", [False, True])
+def test_a_schedule_of_weight_decay_goes_on_counting(inject: bool, mode: str) -> None:
+    """It decays in the first ten of sixteen steps: 0.9¹⁰ is left of the weight."""
+
+    def schedule(count: Any) -> Any:
+        return jnp.where(count < 10, 1.0, 0.0)
+
+    decay = optax.inject_hyperparams(optax.add_decayed_weights) if inject else None
+    tx = entropic(
+        optax.sgd(1.0), inner_transform=(decay or optax.add_decayed_weights)(schedule),
+        inner_steps=L, inner_learning_rate=0.1, scope=0, averaging=1, noise_scale=0,
+        streaming=mode == "streaming",
+    )  # fmt: skip
+    step = jax.jit(outer_step(tx, mode, lambda params, batch: jnp.zeros_like(params)))
+    params = jnp.ones(2)
+    state = tx.init(params)
+    for _ in range(T):
+        params, state = step(params, state, jnp.zeros(L))
+    np.testing.assert_allclose(params, 0.9**10, rtol=1e-6)
+
+
+@every_mode
+def test_noise_of_optax_is_new_in_every_cycle(mode: str) -> None:
+    tx = entropic(
+        optax.sgd(1.0), inner_transform=optax.add_noise(1.0, 0.0, 0), inner_steps=L,
+        inner_learning_rate=1.0, scope=0, averaging=1, noise_scale=0,
+        streaming=mode == "streaming",
+    )  # fmt: skip
+    step = jax.jit(outer_step(tx, mode, lambda params, batch: jnp.zeros_like(params)))
+    params, moves = jnp.zeros(64), []
+    state = tx.init(params)
+    for _ in range(T):
+        before = params
+        params, state = step(params, state, jnp.zeros(L))
+        moves.append(params - before)
+    # Of independent ones the correlation over 64 numbers is 1/8 in size, of equal ones 1.
+    assert np.abs(np.corrcoef(moves) - np.eye(T)).max() < 5 / 8
+
+
 @pytest.mark.parametrize("averaging", [1, 0.5])
 def test_params_of_a_stream_stay_finite_in_a_bad_cycle(averaging: float) -> None:
     tx = entropic(
