@@ -79,26 +79,28 @@ def is_bound(axis_name: AxisName) -> bool:
 def gather(array: jax.Array, axis_name: AxisName) -> jax.Array:
     """What each member has, along a new leading axis, marked as equal on all devices."""
     to: dict[str, Any] = {"to": "invarying"} if axes_checked(axis_name) else {}
-    if not _nested(axis_name):
+    names = _one_by_one(axis_name)
+    if not names:
         return lax.all_gather(array, axis_name, **to)
-    for name in reversed(axis_name):
+    for name in reversed(names):
         array = lax.all_gather(array, name)
-    return array.reshape(-1, *array.shape[len(axis_name) :])
+    return array.reshape(-1, *array.shape[len(names) :])
 
 
 def deal(array: jax.Array, axis_name: AxisName) -> jax.Array:
     """What each member has for this one, along the leading axis, which had a row for each."""
-    if not _nested(axis_name):
+    names = _one_by_one(axis_name)
+    if not names:
         return lax.all_to_all(array, axis_name, 0, 0)
-    rows = array.reshape(*(lax.psum(1, name) for name in axis_name), *array.shape[1:])
-    for place, name in enumerate(axis_name):
+    rows = array.reshape(*(lax.psum(1, name) for name in names), *array.shape[1:])
+    for place, name in enumerate(names):
         rows = lax.all_to_all(rows, name, place, place)
     return rows.reshape(array.shape)
 
 
-def _nested(axis_name: AxisName) -> bool:
-    """Whether it is several axes, of `vmap`, which takes these collectives one axis at a time."""
-    return isinstance(axis_name, tuple) and not inside_shard_map()
+def _one_by_one(axis_name: AxisName) -> tuple[Any, ...]:
+    """The axes of nested `vmap`s, over which these collectives go one at a time; else none."""
+    return axis_name if isinstance(axis_name, tuple) and not inside_shard_map() else ()
 
 
 def is_equal_on_all(tree: PyTree, axis_name: AxisName) -> bool:

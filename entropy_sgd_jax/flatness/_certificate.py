@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _chains, _checks, _metropolis, _sgld
-from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._curvature import Loss, ScalarLoss
 from entropy_sgd_jax.flatness._data import BatchSize
 from entropy_sgd_jax.flatness._tempering import (
     Ascent,
@@ -170,7 +170,8 @@ def pac_bayes_bound(
     maurer = Maurer(count, _slack(confidence), rungs + 1)
     above = next_temperature(ladder, rungs, count)
     # The ladder leads in from the wide end, with few steps at each rung: none of them short.
-    sample = _metropolis.sampler(loss, params, data, plan, error, shortest=1.0)
+    scalar = ScalarLoss(loss)
+    sample = _metropolis.sampler(scalar, params, data, plan, error, shortest=1.0)
     conclude = jax.jit(functools.partial(climb, plan, maurer, above, error is None))
     key = _checks.key(key)
     zeros = _chains.zeros(params, plan.num_chains)

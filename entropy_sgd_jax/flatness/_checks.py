@@ -50,6 +50,18 @@ def params(tree: PyTree) -> int:
     return total
 
 
+def scalar(value: Any) -> jax.Array:
+    """What the loss returned, as an array; raises ValueError unless it is a scalar."""
+    if not jax.tree_util.all_leaves([value]):
+        got = f"a {type(value).__name__}"
+    elif jnp.shape(value):
+        got = f"an array of the shape {jnp.shape(value)}"
+    else:
+        return jnp.asarray(value)
+    advice = "Take the mean over the batch, and drop auxiliary outputs."
+    raise _checks.error("loss(params, batch)", "a scalar", got, advice)
+
+
 def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:
     """Returns `value` as an int; raises ValueError unless it is a static integer in the range."""
     if isinstance(value, jax.Array) and not isinstance(value, Tracer):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from entropy_sgd_jax import _protocol, _trees
@@ -16,6 +17,27 @@ from entropy_sgd_jax.flatness import _checks, _vectors
 from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 
 Loss: TypeAlias = Callable[[Any, Any], jax.Array]  # (params, batch) -> the mean
+
+
+class ScalarLoss:
+    """A loss that is checked as it is traced: it must return a scalar, whose dtype is kept."""
+
+    dtype: Any = jnp.float32  # of its values, once it has been traced
+
+    def __init__(self, loss: Loss):
+        """Of the user."""
+        self._loss = loss
+
+    def __call__(self, params: PyTree, batch: Any) -> jax.Array:
+        """Its value; raises ValueError for anything but a scalar."""
+        value = _checks.scalar(self._loss(params, batch))
+        self.dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32
+        return value
+
+    @property
+    def eps(self) -> float:
+        """The relative error of rounding one of its values."""
+        return float(jnp.finfo(self.dtype).eps)
 
 
 @dataclasses.dataclass(frozen=True)

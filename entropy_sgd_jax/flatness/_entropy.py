@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
-from entropy_sgd_jax.flatness import _checks, _gaussian, _vectors
+from entropy_sgd_jax.flatness import _chains, _checks, _gaussian, _vectors
 from entropy_sgd_jax.flatness._annealing import PILOTS, Chains, anneal
-from entropy_sgd_jax.flatness._curvature import Loss, operator
+from entropy_sgd_jax.flatness._curvature import Loss, ScalarLoss, operator
 from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 from entropy_sgd_jax.flatness._estimates import Estimate
 
@@ -169,10 +169,11 @@ def _energy(
     loss: Loss, params: PyTree, data: DataSet, axes: _gaussian.Axes, beta: jax.Array
 ) -> Callable[[Any], tuple[jax.Array, Any]]:
     """β f and its gradient, from and in the coordinates of several places."""
+    loss = ScalarLoss(loss)
 
     def batch_energy(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
         def at(offset: PyTree) -> jax.Array:
-            return loss(_trees.cast_like(_vectors.add_scaled(offset, 1, params), params), batch)
+            return loss(_chains.at(params, offset), batch)
 
         return jax.vmap(jax.value_and_grad(at))(offsets)
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _checks, _estimates, _vectors
-from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._curvature import Loss, ScalarLoss
 from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 from entropy_sgd_jax.flatness._estimates import Estimate
 
@@ -73,7 +73,7 @@ def local_energy(
     strength = _checks.positive("strength", strength, advice, dtype, zero=True, scalar=False)
     advice = "Error bars fall with its square root, and need at least 2."
     num_samples = _checks.integer("num_samples", num_samples, 1, float("inf"), advice)
-    data = DataSet(batches, batch_size)
+    loss, data = ScalarLoss(loss), DataSet(batches, batch_size)
     strengths = strength.reshape(-1)
     keys = jax.random.split(_checks.key(key), num_samples)
 
@@ -97,7 +97,7 @@ def local_energy(
 
     rises = data.samples(num_samples, sample, jnp.zeros(strengths.shape, here.dtype))
     value, error = _estimates.of_samples(rises.reshape(num_samples, *strength.shape))
-    rounding = jnp.where(strength > 0, jnp.finfo(here.dtype).eps * jnp.abs(here[0]), 0)
+    rounding = jnp.where(strength > 0, loss.eps * jnp.abs(here[0]), 0)
     return Estimate(value, jnp.hypot(error, rounding.astype(error.dtype)))
 
 
@@ -152,7 +152,7 @@ def sharpness(
     radius = _checks.positive("radius", radius, "0.05 is usual.", _trees.wide_dtype(params))
     advice = "1 is SAM's, 20 is the default."
     num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
-    data = DataSet(batches, batch_size)
+    loss, data = ScalarLoss(loss), DataSet(batches, batch_size)
     value_and_grad = data.mean(jax.value_and_grad(loss))
     noise = _vectors.normalised(_vectors.draw("gaussian", _checks.key(key), params))
 
@@ -167,4 +167,9 @@ def sharpness(
     here, gradient = value_and_grad(params)
     _, highest = data.loop(0, num_steps, step, (gradient, here))
     rise: jax.Array = highest - here
+    _checks.warn_where(
+        (rise > 0) & (rise < 2 * loss.eps * jnp.abs(here)),
+        f"The digits of {loss.dtype} are too few for so small a rise of the loss: let `loss` "
+        "return more of them.",
+    )
     return rise

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from entropy_sgd_jax import _trees
 from entropy_sgd_jax._typing import Key, PyTree
 from entropy_sgd_jax.flatness import _chains, _checks, _convergence, _metropolis, _sgld
-from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._curvature import Loss, ScalarLoss
 from entropy_sgd_jax.flatness._data import BatchSize
 from entropy_sgd_jax.flatness._progress import Progress
 
@@ -77,8 +77,9 @@ def _doubts(it: LearningCoefficient) -> Iterator[str]:
         )
     if it.rounding > _HIGH_ROUNDING:
         yield (
-            f"The digits of {it.trace.dtype} leave nβ L uncertain by {it.rounding:.2g}. Pass "
-            "float64 parameters, under jax_enable_x64, or a lower `inverse_temperature`."
+            f"The digits of the loss leave nβ L uncertain by {it.rounding:.2g}. Let it return "
+            "float32; if it does, pass float64 parameters, under jax_enable_x64, or a lower "
+            "`inverse_temperature`."
         )
     limit = 3 + 8 / (len(it.chains) - 1)  # about what Student's distribution asks for
     if it.r_hat > _HIGH_R_HAT or abs(it.drift) > limit or it.departure > limit:
@@ -188,6 +189,7 @@ def local_learning_coefficient(
       localization: an improved R̂", Bayesian Analysis 16, 2021, for the error with correlation.
     """
     _checks.params(params)
+    loss = scalar = ScalarLoss(loss)
     if isinstance(batches, list) and len(batches) == 1 and batches[0] is None:
         # Stacked, for loops without Python; the loss does not look at it.
         batches, loss = jnp.zeros(1), _without_data(loss)
@@ -201,7 +203,8 @@ def local_learning_coefficient(
         data: _sgld.Minibatches, params: PyTree, target: Any, step_size: Any, key: jax.Array
     ) -> LearningCoefficient:
         run = _SAMPLERS[method](loss, params, data, target, plan._replace(step_size=step_size), key)
-        return _estimate(run, target.inverse_temperature, plan.burn_in, shared=method == "sgld")
+        beta, shared = target.inverse_temperature, method == "sgld"
+        return _estimate(run, beta, plan.burn_in, shared, scalar.eps)
 
     arguments = (params, target, plan.step_size, _checks.key(key))
     estimate: LearningCoefficient = (
@@ -249,8 +252,10 @@ def _plan(
     return plan._replace(step_size=step_size, precondition=bool(precondition), progress=progress)
 
 
-@functools.partial(jax.jit, static_argnames=("burn_in", "shared"))
-def _estimate(run: _chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> LearningCoefficient:
+@functools.partial(jax.jit, static_argnames=("burn_in", "shared", "eps"))
+def _estimate(
+    run: _chains.Run, beta: jax.Array, burn_in: int, shared: bool, eps: float
+) -> LearningCoefficient:
     kept = run.samples.kept(burn_in)
     unbiased = beta * kept.losses - kept.biases
     error = _convergence.standard_error(unbiased)
@@ -267,7 +272,7 @@ def _estimate(run: _chains.Run, beta: jax.Array, burn_in: int, shared: bool) -> 
         step_size=run.step_size,
         step_bias=kept.biases.mean(),
         acceptance=kept.acceptance.mean(),
-        rounding=beta * jnp.abs(run.here) * jnp.finfo(run.here.dtype).eps,
+        rounding=beta * jnp.abs(run.here) * eps,
         r_hat=_convergence.split_r_hat(unbiased),
         drift=_convergence.drift(unbiased),
         departure=_convergence.drift(kept.distances),

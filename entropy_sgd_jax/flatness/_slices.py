@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from entropy_sgd_jax import _protocol, _trees
 from entropy_sgd_jax._typing import PyTree
 from entropy_sgd_jax.flatness import _checks, _vectors
-from entropy_sgd_jax.flatness._curvature import Loss
+from entropy_sgd_jax.flatness._curvature import Loss, ScalarLoss
 from entropy_sgd_jax.flatness._data import BatchSize, DataSet
 
 
@@ -172,6 +172,7 @@ def _losses(
     loss: Loss, origin: PyTree, directions: list[PyTree], steps: jax.Array, data: DataSet
 ) -> jax.Array:
     """The mean loss at `origin` plus each row of `steps` times the directions; one pass."""
+    loss = ScalarLoss(loss)
 
     def losses(
         origin: PyTree, directions: list[PyTree], steps: jax.Array, batch: PyTree

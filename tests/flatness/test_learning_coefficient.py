@@ -405,7 +405,7 @@ def steep(params: Any, batch: Any) -> jax.Array:
         ({"step_size": 1e-8}, "have not arrived.*Raise `num_steps`"),
         (
             {"loss": lambda params, batch: steep(params, batch) + 3e4},
-            "The digits of float32.*float64",
+            "The digits of the loss.*float64",
         ),
     ],
     ids=["minimum", "diverged", "stuck", "biased", "short", "digits"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -129,3 +130,61 @@ def test_sizes_that_cannot_be_are_refused(name: str, size: float) -> None:
 def test_numbers_too_large_are_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+SCALAR_LOSSES = {
+    "local_energy": lambda loss, params: flatness.local_energy(loss, params, ROWS, 0.1),
+    "sharpness": lambda loss, params: flatness.sharpness(loss, params, ROWS, 0.1),
+    "local_entropy": lambda loss, params: flatness.local_entropy(loss, params, ROWS, 1.0),
+    "loss_on_line": lambda loss, params: flatness.loss_on_line(loss, params, 2 * params, ROWS),
+    "local_learning_coefficient": lambda loss, params: flatness.local_learning_coefficient(
+        loss, params, ROWS, num_steps=8
+    ),
+    "pac_bayes_bound": lambda loss, params: flatness.pac_bayes_bound(
+        loss, params, ROWS, scope=1.0, num_steps=8
+    ),
+}
+ROWS = [jnp.ones((8, 3))]
+
+
+@pytest.mark.parametrize("name", SCALAR_LOSSES)
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [(lambda rows: rows, "an array of the shape (8,)"), (lambda rows: (rows.mean(), 0), "a tuple")],
+    ids=["of each example", "with more"],
+)
+def test_a_loss_that_is_no_scalar_is_refused(name: str, returned: Any, got: str) -> None:
+    def loss(params: Any, batch: Any) -> Any:
+        return returned((batch @ params) ** 2)
+
+    expected = "Gradient only defined for scalar" if name == "local_entropy" else re.escape(got)
+    with pytest.raises((ValueError, TypeError), match=expected):
+        SCALAR_LOSSES[name](loss, jnp.ones(3))
+
+
+def test_the_digits_of_a_loss_in_bfloat16_are_accounted_for() -> None:
+    """1 + ½ ‖w‖² has steps of 2⁻⁷ there, which no dtype of the parameters mends."""
+
+    def loss(params: Any, batch: Any) -> Any:
+        return (1 + 0.5 * jnp.sum(params**2)).astype(jnp.bfloat16)
+
+    rise = flatness.local_energy(loss, jnp.ones(5), [None], 0.02)
+    assert abs(float(rise.value) - 0.5 * 5 * 0.02**2) < float(rise.standard_error) < 2**-4
+    with pytest.warns(UserWarning, match="The digits of bfloat16 are too few"):
+        flatness.sharpness(loss, jnp.zeros(5), [None], 0.1)
+    with pytest.warns(UserWarning, match="The digits of the loss .* Let it return float32"):
+        estimate = flatness.local_learning_coefficient(
+            loss, jnp.zeros(5), [None], inverse_temperature=1e4, num_steps=8
+        )
+    np.testing.assert_allclose(estimate.rounding, 1e4 * 2**-7)
+
+
+def test_local_entropy_of_parameters_in_bfloat16_loses_no_steps() -> None:
+    """The chains' steps are a thousandth, the digits of 1 in bfloat16 a 128th."""
+    curvature = scope = 1e6
+    estimate = flatness.local_entropy(
+        lambda params, batch: 0.5 * curvature * jnp.sum((params.astype(jnp.float32) - 1) ** 2),
+        jnp.ones(20, jnp.bfloat16), [None], scope,
+    )  # fmt: skip
+    truth = 10 * np.log(2 * np.pi / (curvature + scope))
+    assert abs(float(estimate.value) - truth) < 5 * float(estimate.standard_error) < 0.01
