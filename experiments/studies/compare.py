@@ -4,7 +4,8 @@
 
 A name stands for the logs of all its seeds in `results/logs/`, `NAME-0.jsonl` and so on. Prints
 both test scores at the end, mean ± standard error, and the 95 % interval of their difference over
-the seeds that both have.
+the seeds that both have; then how many gradients each takes until the mean over its seeds is as
+good as the second's ever is.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def text(names: list[str], runs: list[Finished]) -> str:
     for name, run in zip(names, runs, strict=True):
         seeds = ", ".join(filter(None, (*map(str, run.sound().seeds), run.lost())))
         lines.append(f"{name:{width}}  {run.end()}  (seeds {seeds})")
-    return "\n".join([*lines, f"{'difference':{width}}  {one.less(other) or 'no common seed'}"])
+    lines.append(f"{'difference':{width}}  {one.less(other) or 'no common seed'}")
+    reached, own = (run.gradients_to_best_of(other) for run in runs)
+    return "\n".join([*lines, f"to the second's best: {reached} gradients, itself {own}"])
 
 
 def main() -> None:
