@@ -88,10 +88,14 @@ def test_tables_and_figures(tmp_path: pathlib.Path) -> None:
     done = plan.read(tmp_path / "log.jsonl")
     shown = report.tables(done)
     assert (
-        "| DiLoCo, 2 replicas | 0.002; 0.7, 0.5 | 1.710 ± 0.006 | +0.200 ± 0.000 | +13.2 |" in shown
+        "| DiLoCo, 2 replicas | 0.002; 0.7, 0.5 | 1.710 ± 0.006 | +0.200 ± 0.000 | +13.2 ± 0.0 |"
+        in shown
     )
     assert "| 16 | 62 | 0.002 | 1.510 ± 0.006 |" in shown
-    assert "| `bits=8` | 0.002; 0.7, 0.5 | 1.930 ± 0.006 | +0.020 ± 0.000 | 0.266 |" in shown
+    assert (
+        "| `bits=8` | 0.002; 0.7, 0.5 | 1.930 ± 0.006 | +0.020 ± 0.000 | +27.8 ± 0.0 | 0.266 |"
+        in shown
+    )
     # 1,000 gradients of 8 ms on 8 devices, and 8 bytes for each of a million parameters.
     assert f"| AdamW on 8 devices | {1 + 1000 * 8e6 * 8 / 1e8:.1f} |" in shown
     assert f"| DiLoCo, 4 replicas | {2 + 1000 / 30 * 8e6 * 8 / 1e8:.1f} |" in shown

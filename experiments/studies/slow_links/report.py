@@ -82,6 +82,14 @@ class Way:
         settings = f"{rate:g}" + (f"; {outer[0]:g}, {outer[1] or 'none'}" if outer else "")
         return [settings, mean_and_spread(self.last, ".3f")]
 
+    def less(self, other: Way) -> list[str]:
+        """Of the losses at the end, with its 95 % interval; and in percent of the other's."""
+        percent = 100 / other.last.mean()
+        return [
+            difference(self.last, other.last, ".3f"),
+            difference(percent * self.last, percent * other.last, ".1f"),
+        ]
+
 
 def tables(done: Done) -> str:
     """Replicas, batches, bytes and time."""
@@ -89,22 +97,19 @@ def tables(done: Done) -> str:
     loss, settings = f"test loss, nats, {SEEDS} seeds", "rate; outer rate, momentum"
     replicas = [[adamw.task.name, *adamw.cells(), "", "", "", f"{adamw.megabytes[-1]:,.0f}"]]
     for way in ways:
-        less = difference(way.last, adamw.last, ".3f")
-        more = f"{100 * (way.last.mean() / adamw.last.mean() - 1):+.1f}"
         published = PUBLISHED[way.task.replicas]
-        cells = [less, more, published, f"{way.megabytes[-1]:,.0f}"]
+        cells = [*way.less(adamw), published, f"{way.megabytes[-1]:,.0f}"]
         replicas.append([way.task.name, *way.cells(), *cells])
     batches = []
     for times in TIMES:
         one, two = (Way(done, Task(m, times)) for m in (0, 1))
-        less = difference(two.last, one.last, ".3f")
-        cells = [*one.cells(), *two.cells(), less]
+        cells = [*one.cells(), *two.cells(), two.less(one)[0]]
         batches.append([str(times), f"{one.gradients[-1]:,}", *cells])
     wires, four = [], Way(done, Task(4))
     for way in (Way(done, Task(4, wire=wire)) for wire in WIRES):
-        less = difference(way.last, four.last, ".3f")
         share = bytes_exchanged(way.task) / bytes_exchanged(four.task)
-        wires.append([f"`{way.task.wire}`", *way.cells(), less, f"{share:.3f}"])
+        less, more = way.less(four)[0], way.less(adamw)[1]
+        wires.append([f"`{way.task.wire}`", *way.cells(), less, more, f"{share:.3f}"])
     clock, second = [], second_of(adamw)
     for way in (adamw, *ways[1:], Way(done, FEW)):
         name = f"AdamW on {DEVICES} devices" if way is adamw else way.task.name
@@ -113,13 +118,16 @@ def tables(done: Done) -> str:
     less, columns = "less AdamW's, 95 %", [settings, loss]
     return "\n".join(
         (
-            markdown(["", *columns, less, "%", "published %", "MB"], replicas),
+            markdown(["", *columns, less, "in percent", "published %", "MB"], replicas),
             markdown(
                 ["batch", "gradients", "AdamW's rate", loss, f"DiLoCo's {settings}", loss, less],
                 batches,
             ),
             markdown(
-                ["4 replicas with", *columns, "less theirs without, 95 %", "share of their bytes"],
+                [
+                    *("4 replicas with", *columns, "less theirs without, 95 %"),
+                    *("less AdamW's, in percent", "share of their bytes"),
+                ],
                 wires,
             ),
             markdown(["seconds", *(f"{link:g} Gbit/s" for link in LINKS)], clock),
