@@ -19,6 +19,8 @@ from entropy_sgd_jax._typing import AxisName, PyTree
 OWN_KEYWORDS = ("grad_fn", "value_and_grad_fn", "batches", "value", "replica_weight")
 _OPTAX_KEYWORDS = ("value", "grad", "value_fn", "obj_fn", "grads", "params", "state", "loss_fn")
 
+_LOOKED_AT = 1 << 24  # elements of a leaf that `init` copies to the host to look at
+
 _GRADS = (
     "Pass jax.grad of a scalar loss with respect to `params`; in scan mode grads=None is allowed "
     "too, which leaves all gradients to `grad_fn`."
@@ -77,9 +79,10 @@ def params(tree: PyTree) -> None:
 
 
 def warn_of_no_number(tree: PyTree) -> None:
-    """Warns of a leaf that is not finite, where its values are here to be looked at."""
+    """Warns of a leaf that is not finite, where its values are here and cheap to look at."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         known = not _trees.is_traced(leaf) and getattr(leaf, "is_fully_addressable", True)
+        known = known and jnp.size(leaf) <= _LOOKED_AT
         with jax.transfer_guard_device_to_host("allow"):
             if known and not np.isfinite(np.asarray(leaf)).all():
                 warnings.warn(
