@@ -4,7 +4,7 @@
 
 Writes `table1.md` and draws `table1.png`: every seed at the end of its training, their mean with
 its 95 % interval, and what the paper has. "Reproduced" says that the two intervals overlap. SGD and
-SAM, which the paper does not have on these tasks, train for as many effective epochs.
+SAM, which the paper does not have on these tasks, take no more gradients than Entropy-SGD.
 """
 
 from __future__ import annotations
