@@ -223,6 +223,10 @@ def test_a_schedule_of_weight_decay_goes_on_counting(inject: bool, mode: str) ->
     def schedule(count: Any) -> Any:
         return jnp.where(count < 10, 1.0, 0.0)
 
+    counts = jax.tree.leaves(optax.add_decayed_weights(schedule).init(jnp.ones(2)))
+    if not inject and not counts:
+        pytest.skip("this version of Optax takes no schedule of weight decay")
+
     decay = optax.inject_hyperparams(optax.add_decayed_weights) if inject else None
     tx = entropic(
         optax.sgd(1.0), inner_transform=(decay or optax.add_decayed_weights)(schedule),
