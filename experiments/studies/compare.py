@@ -40,7 +40,7 @@ def text(names: list[str], runs: list[Finished]) -> str:
         lines.append(f"{name:{width}}  {run.end()}  (seeds {seeds})")
     lines.append(f"{'difference':{width}}  {one.less(other) or 'no common seed'}")
     reached, own = (run.gradients_to_best_of(other) for run in runs)
-    return "\n".join([*lines, f"to the second's best: {reached} gradients, itself {own}"])
+    return "\n".join([*lines, f"gradients to the second's best: {reached}, itself {own}"])
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def test_runs_of_unequal_seeds_are_compared_on_those_of_both() -> None:
         "few         3.60 ± 1.04  (seeds 0, 1, 2)",
         "shifted     5.25 ± 1.49  (seeds 9, 0, 1, 2)",
         "difference  -2.73 ± 1.88",
-        "to the second's best: 100 gradients, itself 100",
+        "gradients to the second's best: 100, itself 100",
     ]
     assert few.less(more._replace(seeds=[5, 6, 7, 8])) == ""
     assert paired.ends(np.array([2.0, 4.0, 6.0]), ".2f") == "-0.97 to 8.97"
