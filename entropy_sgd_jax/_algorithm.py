@@ -283,7 +283,7 @@ class Algorithm:
     def init(self, params: PyTree) -> EntropicState:
         """The state before the first update; copies `params`, which may then be donated."""
         _protocol.params(params)
-        _protocol.warn_of_no_number(params)
+        _protocol.warn_not_finite(params)
         iterate = self._accumulators(params, copy=True)
         record = None
         if self.diagnostics:

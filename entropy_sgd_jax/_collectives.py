@@ -88,7 +88,7 @@ def gather(array: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def deal(array: jax.Array, axis_name: AxisName) -> jax.Array:
-    """What each member has for this one, along the leading axis, which had a row for each."""
+    """Sends row i of `array` to member i; returns the rows that this one is sent, by sender."""
     names = _one_by_one(axis_name)
     if not names:
         return lax.all_to_all(array, axis_name, 0, 0)

@@ -54,7 +54,7 @@ def remember_overflow(average: PyTree, iterate: PyTree, params: PyTree) -> PyTre
 def restarted(
     transform: optax.GradientTransformation, state: optax.OptState, params: PyTree
 ) -> optax.OptState:
-    """The state of a new start at `params`, in which schedules go on counting, and noise new."""
+    """The state of a new start at `params`, in which schedules and noise go on."""
     return _keep_schedules(transform.init(params), state)
 
 

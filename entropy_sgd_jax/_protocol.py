@@ -78,7 +78,7 @@ def params(tree: PyTree) -> None:
             raise _checks.error(name, "real floating", shown, _KIND_ADVICE[kind])
 
 
-def warn_of_no_number(tree: PyTree) -> None:
+def warn_not_finite(tree: PyTree) -> None:
     """Warns of a leaf that is not finite, where its values are here and cheap to look at."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         known = not _trees.is_traced(leaf) and getattr(leaf, "is_fully_addressable", True)

@@ -170,8 +170,7 @@ def pac_bayes_bound(
     maurer = Maurer(count, _slack(confidence), rungs + 1)
     above = next_temperature(ladder, rungs, count)
     # The ladder leads in from the wide end, with few steps at each rung: none of them short.
-    scalar = ScalarLoss(loss)
-    sample = _metropolis.sampler(scalar, params, data, plan, error, shortest=1.0)
+    sample = _metropolis.sampler(ScalarLoss(loss), params, data, plan, error, shortest=1.0)
     conclude = jax.jit(functools.partial(climb, plan, maurer, above, error is None))
     key = _checks.key(key)
     zeros = _chains.zeros(params, plan.num_chains)

@@ -37,8 +37,7 @@ LINEAR = 2.0  # percent: beyond it the axis is logarithmic
 def tasks() -> dict[str, Task]:
     """The scores of all seeds by task, the lower the better.
 
-    Only tasks in which one of ours and a baseline are finished, and only tuned settings: the
-    paper's were made for workloads that differ from ours.
+    Only tuned settings, and only tasks in which one of ours and a baseline are finished.
     """
     found = {
         TITLES[group[0].configuration["workload"]]: {one.curves.name: one.ends() for one in group}
