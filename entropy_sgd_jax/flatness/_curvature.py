@@ -154,7 +154,9 @@ def operator(
 
     With `block`, of a whole basis of vectors, all of which go through the data in one pass.
     """
-    product = _gauss_newton_product if isinstance(loss, GaussNewton) else _hessian_product
+    product: Callable[..., PyTree] = _gauss_newton_product
+    if not isinstance(loss, GaussNewton):
+        product, loss = _hessian_product, ScalarLoss(loss)
 
     def batch_product(params: PyTree, vector: PyTree, batch: PyTree) -> PyTree:
         return product(loss, params, _trees.cast_like(vector, params), batch)
