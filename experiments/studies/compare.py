@@ -36,7 +36,7 @@ def text(names: list[str], runs: list[Finished]) -> str:
     width = max(map(len, (*names, "difference")))
     lines = [f"test {one.score.name}, {one.score.unit}"]
     for name, run in zip(names, runs, strict=True):
-        seeds = ", ".join(filter(None, (*map(str, run.sound().seeds), run.lost())))
+        seeds = run.noting_lost(", ".join(map(str, run.sound().seeds)))
         lines.append(f"{name:{width}}  {run.end()}  (seeds {seeds})")
     lines.append(f"{'difference':{width}}  {one.less(other) or 'no common seed'}")
     reached, own = (run.gradients_to_best_of(other) for run in runs)

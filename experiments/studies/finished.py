@@ -84,9 +84,9 @@ class Finished(NamedTuple):
         """The score at the end, mean ± standard error over the seeds that did not diverge."""
         return report.mean_and_spread(self.sound().scores[-1], self.score.digits)
 
-    def lost(self) -> str:
-        """How many seeds diverged, such as "1 diverged"; empty if none did."""
-        return f"{self.diverged.sum()} diverged" if self.diverged.any() else ""
+    def noting_lost(self, text: str) -> str:
+        """Followed by how many seeds diverged, if any did: "5, 1 diverged"."""
+        return f"{text}, {self.diverged.sum()} diverged" if self.diverged.any() else text
 
     def less(self, other: Finished) -> str:
         """Over the seeds that both have and that diverged in neither."""

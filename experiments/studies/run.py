@@ -124,7 +124,7 @@ def row(run: Finished, baseline: Finished | None) -> list[str]:
         configuration["workload"],
         run.variant,
         run.curves.name,
-        ", ".join(filter(None, (str(configuration["seeds"]), run.lost()))),
+        run.noting_lost(str(configuration["seeds"])),
         f"{run.end()} {run.score.unit}",
         paired.ends(sound.scores[-1], digits),
         run.less(baseline) if baseline else "",

@@ -96,7 +96,7 @@ def rows(found: dict[tuple[str, str], Finished]) -> list[list[str]]:
                 f"{scores[-1].mean():{form}}",
                 paired.ends(scores[-1], form),
                 f"{one.best(scores).mean():{form}}",
-                ", ".join(filter(None, (str(every.shape[1]), one.lost()))),
+                one.noting_lost(str(every.shape[1])),
                 verdict(scores[-1], reported),
             ])  # fmt: skip
     return lines

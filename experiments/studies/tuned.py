@@ -37,7 +37,7 @@ def score(task: Task, name: str) -> str:
     """At the end; the best of the task in bold."""
     one = task[name]
     shown = f"**{one.end()}**" if one is finished.best(task.values()) else one.end()
-    return "; ".join(filter(None, (shown, one.lost())))
+    return one.noting_lost(shown)
 
 
 def less_the_best_baseline(task: Task, name: str) -> str:

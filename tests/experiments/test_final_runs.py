@@ -134,7 +134,7 @@ def test_tuned_runs_side_by_side() -> None:
         for scores in ([1.0], [2.0], [1.0, 2.0, 3.0])
     ]
     rows = tuned.table([{"adam": best, **others}], tuning).splitlines()
-    assert rows[3] == "| SGD | 1.00 ± 0.00; 1 diverged |"
+    assert rows[3] == "| SGD | 1.00 ± 0.00, 1 diverged |"
     assert rows[5] == "| Adam; AdamW for the GPT | **2.00 ± 0.58** |"
     assert rows[-4] == "| SNOO less the best baseline | +1.00 ± 2.48 |"
     assert rows[-1] == "| settings tried of each | 2, 1 of them on more seeds |"
