@@ -101,8 +101,8 @@ def fetch(name: str, directory: str | None) -> str:
                 pooch.retrieve(source.url, source.checksum, source.name, place)
             except Exception as error:  # no connection, no such file, another sum, no space
                 raise InputError(
-                    f"--download: {source.url}: {_cause(error)}. Try again, or put {source.name} "
-                    f"into {place} and give that as --data-dir"
+                    f"cannot fetch {source.url}: {_cause(error)}. Try again, or put {source.name} "
+                    f"into {place} by hand"
                 ) from error
     return str(place)
 

@@ -367,7 +367,7 @@ def test_download_of_another_file_or_none_is_refused(name, checksum, server, tmp
     (folder / "a.txt").write_bytes(b"hello")
     source = download.Source(name, f"{address}/{name}", checksum)
     monkeypatch.setitem(download.SOURCES, "ptb", [source])
-    with pytest.raises(InputError, match="--download") as caught:
+    with pytest.raises(InputError, match="cannot fetch") as caught:
         download.fetch("ptb", str(tmp_path / "data"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data" / name).exists()
@@ -383,8 +383,8 @@ def test_a_refused_connection_is_told_in_a_few_words(tmp_path, monkeypatch):
         download.fetch("ptb", str(tmp_path / "data"))
     reason = f"[Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
     assert str(caught.value) == (
-        f"--download: {address}: {reason}. Try again, or put a.txt into {tmp_path / 'data'} and "
-        "give that as --data-dir"
+        f"cannot fetch {address}: {reason}. Try again, or put a.txt into {tmp_path / 'data'} by "
+        "hand"
     )
     assert not (tmp_path / "data").exists()
     gc.collect()
