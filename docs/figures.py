@@ -7,7 +7,7 @@ import warnings
 
 from entropy_sgd_jax.flatness import local_learning_coefficient, plots
 from examples import double_well
-from tests.flatness.learning_coefficient_cases import NO_DATA, linear_network
+from experiments.studies.exact_values import linear_network
 
 DOCS, DPI = pathlib.Path(__file__).parent, 110
 CHAINS = {
@@ -21,7 +21,7 @@ if __name__ == "__main__":
     for name, (title, widths, rank, inverse_temperature, scope) in CHAINS.items():
         estimate = local_learning_coefficient(
             *linear_network(widths, rank),
-            NO_DATA,
+            [None],
             inverse_temperature=inverse_temperature,
             scope=scope,
         )

@@ -38,7 +38,7 @@ with one_line_errors("complexity.py"):
     from experiments.harness.settings import Settings, above_zero, positive
     from experiments.io import files
     from experiments.io.dataset import Dataset
-    from experiments.studies import certificate, flatness_table, paired
+    from experiments.studies import RESULTS, certificate, flatness_table, paired
     from experiments.studies.solutions import loss_of, stacked_batches, train_until
     from experiments.workloads import digits
 
@@ -190,7 +190,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--chains", type=positive, default=4)
     parser.add_argument("--steps", type=positive, default=2000, help="of each chain")
-    parser.add_argument("--out", type=pathlib.Path, default="complexity.json")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "complexity.json")
     return parser.parse_args()
 
 

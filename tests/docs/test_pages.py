@@ -76,10 +76,20 @@ def test_links_inside_the_repository_lead_somewhere(page: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
     ("table", "page"),
-    [("table1.md", "docs/reproduction.md"), ("tuned.md", "experiments/RESULTS.md")],
+    [
+        ("table1.md", "docs/reproduction.md"),
+        ("tuned.md", "experiments/RESULTS.md"),
+        ("flatness_table.md", "docs/flatness.md"),
+        ("exact_values.md", "docs/learning_coefficient.md"),
+    ],
 )
 def test_the_page_has_the_table_of_the_logs(table: str, page: str) -> None:
     assert (ROOT / "experiments" / "results" / table).read_text() in (ROOT / page).read_text()
+
+
+def test_the_version_to_cite_is_the_version() -> None:
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert re.findall("^version: (.*)$", cited, re.MULTILINE) == [entropy_sgd_jax.__version__]
 
 
 def test_what_pypi_shows_has_no_relative_link() -> None:

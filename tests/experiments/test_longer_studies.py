@@ -154,7 +154,7 @@ def test_units_that_are_zero_on_all_images_are_dead() -> None:
 
 @pytest.mark.slow
 def test_solutions_side_by_side(tmp_path: pathlib.Path) -> None:
-    done = run(tmp_path, "flatness_table", "--seeds", "1")
+    done = run(tmp_path, "flatness_table", "--seeds", "1", "--out", "flatness_table")
     assert done.returncode == 0, done.stderr
     for optimizer in ("SGD", "Adam", "SAM", "Entropy-SGD", "Parle"):
         assert optimizer[:7] in done.stdout

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,47 +10,15 @@ import numpy as np
 
 NO_DATA = [None]
 
-# Widths, rank, and the coefficient as published or computed from Aoyagi's theorem.
-NETWORKS = [
-    ((5, 4, 5), 0, 8.0),
-    ((4, 3, 8), 0, 6.0),
-    ((8, 3, 4), 0, 6.0),
-    ((3, 8, 4), 0, 6.0),
-    ((3, 3, 3), 1, 4.0),
-    ((3, 3, 3), 3, 4.5),
-    ((2, 2, 2), 0, 1.5),
-    ((6, 4, 6), 2, 13.5),
-    ((5, 10, 3, 6), 2, 10.5),
-    ((10, 8, 8, 10), 3, 36.5),
-    # Of multiplicity 2: (2 − 1) / ln(nβ) less at finite temperature.
-    ((5, 3, 5), 0, 6.5),
-    ((3, 3, 3), 0, 3.5),
-]
+# Of the networks of `exact_values`, as published or by hand from Aoyagi's theorem. Those of
+# multiplicity 2 have (2 − 1) / ln(nβ) less at finite temperature.
+PUBLISHED = [8.0, 6.0, 6.0, 6.0, 4.0, 4.5, 1.5, 13.5, 10.5, 36.5, 6.5, 3.5]
+MULTIPLICITIES = [1] * 10 + [2] * 2
 
 
-def aoyagi(widths: Sequence[int], rank: int) -> float:
-    """The learning coefficient of a deep linear network, from all its widths.
-
-    Aoyagi, "Consideration on the learning efficiency of multiple-layered neural networks with
-    linear units", Neural Networks 172, 2024.
-    """
-    excess = sorted(width - rank for width in widths)
-    for count in range(2, len(excess) + 1):
-        inside, outside, layers = excess[:count], excess[count:], count - 1
-        total = sum(inside)
-        if total >= layers * max(inside) and (not outside or total < layers * min(outside)):
-            break
-    odd = total - (math.ceil(total / layers) - 1) * layers
-    return (
-        (rank * (widths[0] + widths[-1]) - rank**2) / 2
-        + odd * (layers - odd) / (4 * layers)
-        - layers * (layers - 1) / 4 * (total / layers) ** 2
-        + sum(a * b for a, b in itertools.combinations(inside, 2)) / 2
-    )
-
-
-def aoyagi_watanabe(inputs: int, hidden: int, outputs: int, rank: int) -> float:
-    """The same for one hidden layer, from another theorem.
+def aoyagi_watanabe(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[float, int]:
+    """Coefficient and multiplicity of a linear network of one hidden layer, from another theorem
+    than that of `exact_values`.
 
     Aoyagi and Watanabe, "Stochastic complexities of reduced rank regression in Bayesian
     estimation", Neural Networks 18, 2005.
@@ -63,35 +27,12 @@ def aoyagi_watanabe(inputs: int, hidden: int, outputs: int, rank: int) -> float:
     if n + r <= m + h and m + r <= n + h and h + r <= m + n:
         odd = (m + h + n + r) % 2
         squares = (h + r) ** 2 + m**2 + n**2
-        return (-squares + 2 * (h + r) * (m + n) + 2 * m * n + odd) / 8
+        return (-squares + 2 * (h + r) * (m + n) + 2 * m * n + odd) / 8, 1 + odd
     if m + h < n + r:
-        return (h * m - h * r + n * r) / 2
+        return (h * m - h * r + n * r) / 2, 1
     if n + h < m + r:
-        return (h * n - h * r + m * r) / 2
-    return m * n / 2
-
-
-def linear_network(widths: Sequence[int], rank: int, dtype: Any = np.float32) -> tuple[Any, Any]:
-    """Half the squared distance of the product of all layers to a matrix of some rank.
-
-    Its most singular minimum, with all layers turned at random so that no axis is special.
-    """
-    rng = np.random.default_rng(sum(widths))
-    turns = [np.linalg.qr(rng.normal(size=(width, width)))[0] for width in widths]
-    params = [
-        jnp.asarray(after[:, :rank] @ before[:, :rank].T, dtype)
-        for before, after in itertools.pairwise(turns)
-    ]
-    target = _product(params)
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        return 0.5 * jnp.sum((_product(params) - target) ** 2)
-
-    return loss, params
-
-
-def _product(layers: Any) -> jax.Array:
-    return functools.reduce(lambda a, b: jnp.matmul(b, a, precision="highest"), layers)
+        return (h * n - h * r + m * r) / 2, 1
+    return m * n / 2, 1
 
 
 def quadratic(curvatures: Any, inverse_temperature: Any, scope: Any) -> float:

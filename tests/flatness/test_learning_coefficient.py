@@ -18,13 +18,13 @@ from scipy.signal import lfilter
 from entropy_sgd_jax import flatness
 from entropy_sgd_jax.flatness import _convergence
 from entropy_sgd_jax.flatness import local_learning_coefficient as coefficient
+from experiments.studies.exact_values import NETWORKS, aoyagi, linear_network
 from tests.core.helpers import double_precision
 from tests.flatness.learning_coefficient_cases import (
-    NETWORKS,
+    MULTIPLICITIES,
     NO_DATA,
-    aoyagi,
+    PUBLISHED,
     aoyagi_watanabe,
-    linear_network,
     quadratic,
     regression,
 )
@@ -62,8 +62,8 @@ def is_near(estimate: Any, exact: float, *, relative: float = 0.04) -> bool:
 
 
 def test_theorems_agree_with_each_other_and_with_what_was_published() -> None:
-    for widths, rank, published in NETWORKS:
-        assert aoyagi(widths, rank) == published
+    theorem = [aoyagi(*network) for network in NETWORKS]
+    assert theorem == [*zip(PUBLISHED, MULTIPLICITIES, strict=True)]
     for inputs, hidden, outputs in itertools.product(range(1, 7), repeat=3):
         for rank in range(min(inputs, hidden, outputs) + 1):
             one = aoyagi((inputs, hidden, outputs), rank)
@@ -73,8 +73,10 @@ def test_theorems_agree_with_each_other_and_with_what_was_published() -> None:
 @pytest.mark.parametrize(
     ("widths", "rank", "exact"),
     [
-        pytest.param(*row, marks=[] if row[0] in QUICK and row[1] != 1 else pytest.mark.slow)
-        for row in NETWORKS
+        pytest.param(
+            widths, rank, exact, marks=[] if widths in QUICK and rank != 1 else pytest.mark.slow
+        )
+        for (widths, rank), exact in zip(NETWORKS, PUBLISHED, strict=True)
     ],
 )
 def test_deep_linear_networks_have_their_coefficient_at_defaults(
