@@ -27,5 +27,5 @@ def of_samples(samples: jax.Array) -> Estimate:
     if count == 1:
         return Estimate(samples[0], jnp.full_like(samples[0], jnp.nan))
     unit = _vectors.binary_scale(jnp.max(jnp.abs(samples), axis=0))
-    scaled = samples / unit
+    scaled = samples / unit[None]
     return Estimate(scaled.mean(axis=0) * unit, scaled.std(axis=0, ddof=1) * unit / count**0.5)

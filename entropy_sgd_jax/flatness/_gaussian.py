@@ -60,15 +60,16 @@ class Gaussian(NamedTuple):
     mean: tuple[jax.Array, Any]
     precision: tuple[jax.Array, jax.Array]  # along each axis; one number for the rest
 
-    def place(self, point: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        """The coordinates of a point that is given in units of the widths, from the mean."""
-        moved: tuple[jax.Array, Any] = _vectors.add_scaled(self.mean, 1, self.in_units(point))
+    def place(self, points: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        """The coordinates of points that are given in units of the widths, from the mean."""
+        mean = jax.tree.map(lambda leaf: leaf[None], self.mean)
+        moved: tuple[jax.Array, Any] = _vectors.add_scaled(mean, 1, self.in_units(points))
         return moved
 
-    def in_units(self, gradient: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        """A gradient in the coordinates, as one in units of the widths."""
+    def in_units(self, gradients: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        """Gradients in the coordinates, as those in units of the widths."""
         along, rest = (precision**-0.5 for precision in self.precision)
-        return gradient[0] * along, jax.tree.map(lambda leaf: leaf * rest, gradient[1])
+        return gradients[0] * along[None], jax.tree.map(lambda leaf: leaf * rest, gradients[1])
 
 
 def principal_axes(
@@ -163,8 +164,8 @@ def _refined_part(
         return _trees.inner_product(a, b) if pooled else jnp.sum(a * b, axis=0)
 
     unit = _vectors.binary_scale(_vectors.peak(gradient))  # what is squared below may overflow
-    centred = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0), points)
-    steep = jax.tree.map(lambda leaf: (leaf - leaf.mean(axis=0)) / unit, gradient)
+    centred = jax.tree.map(_centred, points)
+    steep = jax.tree.map(lambda leaf: _centred(leaf) / unit, gradient)
     square, product, variance = dot(centred, centred), dot(centred, steep), dot(steep, steep)
     unexplained = variance - product**2 / square
     slope = unit * product / square
@@ -188,6 +189,10 @@ def _refined_part(
     settled = ~varied & jnp.all((distance < 0.5) & (jnp.abs(jnp.log(factor)) < 0.5))
     moved = jax.tree.map(lambda mean, way: mean + width * way, mean, ways)
     return moved, precision * factor, settled
+
+
+def _centred(leaf: jax.Array) -> jax.Array:
+    return leaf - leaf.mean(axis=0, keepdims=True)
 
 
 def _root_mean_square(tree: PyTree) -> jax.Array:

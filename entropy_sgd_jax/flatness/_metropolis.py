@@ -137,7 +137,7 @@ def _propose(
     )
     momentum = _kicked(chain, target, roots, time)
     offset = jax.tree.map(
-        lambda u, root, p: u + time.astype(u.dtype) * root * p, chain.offset, roots, momentum
+        lambda u, root, p: u + time.astype(u.dtype) * root[None] * p, chain.offset, roots, momentum
     )
     return chain, chain._replace(offset=offset, momentum=momentum)
 
@@ -169,7 +169,8 @@ def _kicked(chain: Chain, target: Target, roots: Any, time: jax.Array) -> Any:
     """The momentum after the force of half a step."""
     force = target.force(chain.gradient, chain.offset)
     return jax.tree.map(
-        lambda p, root, f: p - time.astype(p.dtype) / 2 * root * f, chain.momentum, roots, force
+        lambda p, root, f: p - time.astype(p.dtype) / 2 * root[None] * f,
+        *(chain.momentum, roots, force),
     )
 
 
@@ -239,7 +240,7 @@ def _tuned(
 ) -> Tuning:
     """Step size, spread and preconditioner after one more step of the burn-in."""
     change = (acceptance - _ACCEPTANCE) / jnp.sqrt(1 + number / 10)
-    whitened = jax.tree.map(lambda u, p: u / jnp.sqrt(p), chain.offset, preconditioner)
+    whitened = jax.tree.map(lambda u, p: u / jnp.sqrt(p)[None], chain.offset, preconditioner)
     other = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), whitened)
     overlaps, squares = (inner_products(whitened, z) for z in (other, whitened))
     spread = jnp.stack([(overlaps**2).mean(), squares.mean()])

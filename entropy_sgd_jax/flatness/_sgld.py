@@ -131,7 +131,7 @@ def _evaluate(
     rises, gradient = jax.vmap(jax.value_and_grad(difference))(offsets)
     noise = jax.tree.map(lambda one, all_: weighted(one) - all_, slope_here, slope)
     controls = jax.vmap(_trees.inner_product, (None, 0))(noise, offsets)
-    gradient = jax.tree.map(lambda one, noise: weighted(one) - noise, gradient, noise)
+    gradient = jax.tree.map(lambda one, noise: weighted(one) - noise[None], gradient, noise)
     return weighted(rises), controls, gradient
 
 
@@ -165,13 +165,13 @@ def _move(
     beta, size = target.inverse_temperature, jnp.exp(chain.step_size.log)
     scales = _chains.preconditioner(plan, target, chain.squares)
     force = target.force(gradient, chain.offset)
-    direction = jax.tree.map(jnp.multiply, scales, force)
+    direction = jax.tree.map(lambda scale, f: scale[None] * f, scales, force)
     heat = beta * inner_products(direction, gradient)
 
     def leaf_step(
         offset: jax.Array, direction: jax.Array, scale: jax.Array, noise: jax.Array
     ) -> jax.Array:
-        noise = jnp.sqrt(scale) * noise
+        noise = jnp.sqrt(scale)[None] * noise
         still = jnp.zeros_like(offset)
         constants = {"scope": 0, "noise_scale": 2**0.5, "averaging": 1}
         half = size.astype(offset.dtype) / 2

@@ -67,7 +67,7 @@ class SpectralDensity(NamedTuple):
         grid = jnp.asarray(grid, self.nodes.dtype)
 
         def kernel(nodes: jax.Array) -> jax.Array:
-            distance = (grid - nodes[..., None]) / width  # SciPy's density squares the width
+            distance = jnp.subtract.outer(nodes, grid) / width  # SciPy's density squares the width
             values: jax.Array = jnp.exp(-0.5 * distance**2) / (2 * jnp.pi) ** 0.5
             return values
 

@@ -235,7 +235,8 @@ def _left_out(coordinates: jax.Array) -> jax.Array:
     """
     left, sizes, right = jnp.linalg.svd(coordinates)
     sizes = sizes / jnp.where(sizes[0] == 0, 1, sizes[0])
-    rows = _matmul(left / jnp.maximum(sizes, jnp.finfo(sizes.dtype).eps), right)
+    sizes = jnp.maximum(sizes, jnp.finfo(sizes.dtype).eps)
+    rows = _matmul(left / sizes[None], right)
     return rows / jnp.sqrt(_rowwise(rows, rows))[:, None]
 
 

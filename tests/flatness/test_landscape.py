@@ -277,7 +277,7 @@ def test_gradient_is_the_pull_of_the_chains() -> None:
             double_well, x, data, jnp.asarray(scope), jnp.asarray(1.0), chains, 64,
             jax.random.key(0),
         )  # fmt: skip
-        offsets = jax.vmap(lambda point: axes.join(start.place(point)))(end.point)[:chains]
+        offsets = jax.vmap(axes.join)(start.place(end.point))[:chains]
         return scope * jnp.average(offsets, weights=jnp.exp(-end.work))
 
     entropy = jax.jit(entropy)

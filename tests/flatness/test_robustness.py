@@ -103,6 +103,38 @@ def test_strict_dtype_promotion(name: str) -> None:
         assert all(jax.tree.leaves(finite))
 
 
+STRICT_RANKS = ALL | {
+    "energies": lambda f, p, b: flatness.local_energy(f, p, b, np.linspace(0, 0.2, 3)),
+    "line": lambda f, p, b: flatness.loss_on_line(f, p, jax.tree.map(jnp.negative, p), b),
+    "plane": lambda f, p, b: flatness.loss_on_plane(
+        f, p, *(jax.tree.map(lambda leaf, k=k: jnp.cos(k + leaf), p) for k in (1, 2)), b, points=3
+    ),
+    "metropolis": lambda f, p, b: flatness.local_learning_coefficient(f, p, b, num_steps=8),
+    "sgld": lambda f, p, b: flatness.local_learning_coefficient(
+        f, p, b, num_steps=8, method="sgld"
+    ),
+    "certificate": lambda f, p, b: flatness.pac_bayes_bound(
+        lambda p, b: jnp.minimum(f(p, b), 1), p, b, scope=1.0, num_steps=8
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of chains as short as these
+@pytest.mark.parametrize("batches", [NET.batches, NET.ragged], ids=["stacked", "list"])
+@pytest.mark.parametrize("name", STRICT_RANKS)
+def test_strict_rank_promotion(name: str, batches: Any) -> None:
+    params = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), NET.params)  # of two axes
+
+    def loss(params: Any, batch: Any) -> Any:
+        return NET.loss(params, batch)
+
+    expected = STRICT_RANKS[name](loss, params, batches)
+    with jax.numpy_rank_promotion("raise"):
+        jax.clear_caches()
+        got = STRICT_RANKS[name](loss, params, batches)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 @pytest.mark.parametrize("size", [-1, float("nan"), 0])
 @pytest.mark.parametrize("name", ["trace", "energy"])
 def test_sizes_that_cannot_be_are_refused(name: str, size: float) -> None:
