@@ -372,7 +372,7 @@ def strict_updates(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_strict_promotion(dtype: Any) -> None:
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         strict_updates(dtype)
 
 
