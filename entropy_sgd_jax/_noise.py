@@ -334,7 +334,7 @@ def _gaussian(word: jax.Array) -> jax.Array:
 
     The tail's probability p lies in (0, 1/2]. The quantile is nearly a straight line in
     log(−log p), hence a polynomial in that, for the whole range and without a branch. It is within
-    4e-6 of the exact quantile, which goes up to 6.3.
+    5e-6 of the exact quantile, which goes up to 6.3.
     """
     tail = lax.bitcast_convert_type(word & np.uint32(0x7FFFFFFF), jnp.int32)
     probability = tail.astype(jnp.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)

@@ -3,7 +3,7 @@
     python examples/spectrum.py
 
 Trains a network of 2,410 weights on scikit-learn's 8×8 digits and compares all eigenvalues with an
-estimate from 640 Hessian-vector products, in about a minute on two CPU cores. The networks of the
+estimate from 648 Hessian-vector products, in about a minute on two CPU cores. The networks of the
 paper's figures, the largest of which took its authors 256 GB and a day, are a study in this
 repository: `python -m experiments.studies.spectrum --data-dir DIR`.
 """
@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from entropy_sgd_jax import flatness
 
 TRAIN, BATCH_SIZE, EPOCHS = 1280, 32, 60
-PROBES, STEPS = 8, 80  # of Lanczos quadrature: 640 Hessian-vector products
+PROBES, STEPS = 8, 80  # of Lanczos quadrature; 81 Hessian-vector products a probe
 
 
 def initial_params(key: jax.Array) -> list[dict]:

@@ -21,7 +21,6 @@ from entropy_sgd_jax import flatness
 
 FEATURES, HIDDEN, BATCH_SIZE = 6, 2, 32
 EVERY, POINTS = 100, 40  # SGD steps from one measurement to the next, and measurements
-# Of 96 seeds, 77 end as a pentagon, 16 as a square, 3 as a hexagon; few rest on the way.
 SEEDS = {"stays a square": 7, "from square to pentagon": 38, "to a hexagon": 25}
 INVERSE_TEMPERATURE = 1000 / np.log(1000)  # nβ of 1,000 examples
 SCOPE = 10.0

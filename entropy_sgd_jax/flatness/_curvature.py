@@ -87,8 +87,8 @@ def hessian_vector_product(
 ) -> PyTree:
     """The Hessian of the mean loss over the data set, times a vector.
 
-    Cost: one forward-over-reverse pass over the data, two to three times the time of a gradient
-    and twice its memory. No matrix is formed.
+    Cost: one forward-over-reverse pass over the data, 1.6 to 3.4 times the time of a
+    gradient and twice its memory. No matrix is formed.
 
     Args:
       loss: from ``(params, batch)`` to the mean over the batch, a scalar; or a ``GaussNewton``.

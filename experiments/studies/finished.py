@@ -100,8 +100,8 @@ class Finished(NamedTuple):
         )
 
     def gradients_to_best_of(self, other: Finished) -> str:
-        """Until the mean over the seeds is as good as the other's ever is."""
-        best = np.nanmin(other.scores.mean(axis=1)[other.comparable])
+        """Until the mean over the seeds is as good as the other's ever is, but for rounding."""
+        best = np.nanmin(other.scores.mean(axis=1)[other.comparable]) * (1 + 1e-6)
         there = (self.scores.mean(axis=1) <= best) & self.comparable
         return (
             f"{self.curves.gradient_evaluations[there.argmax()]:,.0f}" if there.any() else "never"

@@ -3,7 +3,7 @@
     python -m experiments.studies.spectrum --data-dir DIR [figure_1 figure_3a figure_3b]
 
 DIR has the folders `mnist/` and `text/`. A thousand Hessian-vector products estimate the density of
-each spectrum, in half an hour on a CPU core. A table compares the numbers, which go to
+each spectrum, in 50 minutes on a CPU core. A table compares the numbers, which go to
 `spectra.json` with a picture each.
 
 The authors' code estimates the Hessian of Figure 1 from 32 batches as the mean of H w wᵀ over 100

@@ -78,6 +78,7 @@ def test_links_inside_the_repository_lead_somewhere(page: pathlib.Path) -> None:
     ("table", "page"),
     [
         ("table1.md", "docs/reproduction.md"),
+        ("dead_units.md", "docs/reproduction.md"),
         ("tuned.md", "experiments/RESULTS.md"),
         ("flatness_table.md", "docs/flatness.md"),
         ("exact_values.md", "docs/learning_coefficient.md"),
