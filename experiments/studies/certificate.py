@@ -26,7 +26,9 @@ with one_line_errors("certificate.py"):
 
     from entropy_sgd_jax import flatness
     from experiments.data.images import read_mnist
+    from experiments.harness.logs import versions
     from experiments.harness.settings import positive
+    from experiments.io import files
 
 LABELS = ["true", "random"]
 INPUTS = 49
@@ -133,7 +135,8 @@ def main() -> None:
             rows.append(measure(options, classes, labels == "random"))
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "ladder"}), flush=True)
     if options.out:
-        options.out.write_text(json.dumps({"settings": vars(options), "rows": rows}, default=str))
+        found = {"settings": vars(options), "versions": versions(), "rows": rows}
+        files.write_whole(options.out, json.dumps(found, default=str))
 
 
 if __name__ == "__main__":
