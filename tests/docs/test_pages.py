@@ -82,6 +82,7 @@ def test_links_inside_the_repository_lead_somewhere(page: pathlib.Path) -> None:
         ("tuned.md", "experiments/RESULTS.md"),
         ("flatness_table.md", "docs/flatness.md"),
         ("exact_values.md", "docs/learning_coefficient.md"),
+        ("coverage.md", "docs/learning_coefficient.md"),
     ],
 )
 def test_the_page_has_the_table_of_the_logs(table: str, page: str) -> None:

@@ -18,19 +18,17 @@ from scipy.signal import lfilter
 from entropy_sgd_jax import flatness
 from entropy_sgd_jax.flatness import _convergence
 from entropy_sgd_jax.flatness import local_learning_coefficient as coefficient
+from experiments.studies import coverage
+from experiments.studies.coverage import CURVATURES, of_quadratic, quadratic, regression
 from experiments.studies.exact_values import NETWORKS, aoyagi, linear_network
-from tests.core.helpers import double_precision
-from tests.flatness.learning_coefficient_cases import (
-    MULTIPLICITIES,
-    NO_DATA,
-    PUBLISHED,
-    aoyagi_watanabe,
-    quadratic,
-    regression,
-)
 
+NO_DATA = [None]
+
+# Of the networks of `exact_values`, as published or by hand from Aoyagi's theorem. Those of
+# multiplicity 2 have (2 − 1) / ln(nβ) less at finite temperature.
+PUBLISHED = [8.0, 6.0, 6.0, 6.0, 4.0, 4.5, 1.5, 13.5, 10.5, 36.5, 6.5, 3.5]
+MULTIPLICITIES = [1] * 10 + [2] * 2
 QUICK = {(5, 4, 5), (3, 3, 3), (6, 4, 6), (10, 8, 8, 10)}
-CURVATURES = np.logspace(-1.5, 0.5, 20)
 METHODS = [
     {},
     {"precondition": False},
@@ -39,8 +37,23 @@ METHODS = [
 ]
 
 
-def square(params: Any, batch: Any) -> jax.Array:
-    return 0.5 * jnp.sum(jnp.asarray(CURVATURES, params.dtype) * params**2)
+def aoyagi_watanabe(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[float, int]:
+    """Coefficient and multiplicity of a linear network of one hidden layer, from another theorem
+    than that of `exact_values`.
+
+    Aoyagi and Watanabe, "Stochastic complexities of reduced rank regression in Bayesian
+    estimation", Neural Networks 18, 2005.
+    """
+    n, h, m, r = inputs, hidden, outputs, rank
+    if n + r <= m + h and m + r <= n + h and h + r <= m + n:
+        odd = (m + h + n + r) % 2
+        squares = (h + r) ** 2 + m**2 + n**2
+        return (-squares + 2 * (h + r) * (m + n) + 2 * m * n + odd) / 8, 1 + odd
+    if m + h < n + r:
+        return (h * m - h * r + n * r) / 2, 1
+    if n + h < m + r:
+        return (h * n - h * r + m * r) / 2, 1
+    return m * n / 2, 1
 
 
 def quietly(*args: Any, **kwargs: Any) -> tuple[flatness.LearningCoefficient, list[str]]:
@@ -110,10 +123,10 @@ def test_chains_that_have_not_left_the_start_say_so() -> None:
 @pytest.mark.parametrize("options", METHODS, ids=str)
 def test_quadratic(options: dict) -> None:
     """Over 16 repeats, so that a bias of 2 % would show."""
-    many = repeated(16, square, jnp.zeros(20), NO_DATA, inverse_temperature=1e4, **options)
+    many = repeated(16, quadratic, jnp.zeros(20), NO_DATA, inverse_temperature=1e4, **options)
     error = many.value.std(ddof=1) / 4
     assert error < 0.1
-    np.testing.assert_allclose(many.value.mean(), quadratic(CURVATURES, 1e4, 1), atol=4 * error)
+    np.testing.assert_allclose(many.value.mean(), of_quadratic(CURVATURES, 1e4, 1), atol=4 * error)
 
 
 def test_the_bias_of_a_given_step_size_is_that_of_unadjusted_steps() -> None:
@@ -135,7 +148,7 @@ def test_the_bias_of_a_given_step_size_is_that_of_unadjusted_steps() -> None:
     np.testing.assert_allclose(many.step_size, size, rtol=1e-5)
     error = many.value.std(ddof=1) / 8**0.5
     assert error < 0.01
-    exact, stiffness = quadratic(curvatures, beta, scope), beta * curvatures + scope
+    exact, stiffness = of_quadratic(curvatures, beta, scope), beta * curvatures + scope
     biased = 0.5 * np.sum(beta * curvatures / (stiffness * (1 - size * stiffness / 4)))
     assert biased > 1.1 * exact
     raw = beta * many.trace[..., 4000:].mean(axis=(1, 2))
@@ -162,7 +175,7 @@ def test_it_is_the_derivative_of_the_local_entropy() -> None:
     scope, beta, offset = 2.0, 30.0, 0.7
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        return square(params, batch) + offset
+        return quadratic(params, batch) + offset
 
     def closed_form(log_beta: Any) -> Any:
         beta = jnp.exp(log_beta)
@@ -187,7 +200,7 @@ def test_it_is_the_derivative_of_the_local_entropy() -> None:
 LOSS, MINIMUM, STACKED, EIGENVALUES = regression()
 WHOLE = jax.tree.map(lambda leaf: leaf.reshape(1, 1024, *leaf.shape[2:]), STACKED)
 BETA = 1024 / np.log(1024)
-EXACT = quadratic(EIGENVALUES, BETA, 1.0)
+EXACT = of_quadratic(EIGENVALUES, BETA, 1.0)
 
 
 class Loader:
@@ -240,8 +253,8 @@ def test_batches_count_by_their_weight(stacked: bool, options: dict) -> None:
         num_steps=600,
         **options,
     )
-    assert is_near(estimate, quadratic([1.8] * 20, 10, 10))
-    assert not is_near(estimate, quadratic([5.0] * 20, 10, 10))
+    assert is_near(estimate, of_quadratic([1.8] * 20, 10, 10))
+    assert not is_near(estimate, of_quadratic([5.0] * 20, 10, 10))
 
 
 def test_mini_batches_hardly_add_to_the_error_where_chains_stay_near() -> None:
@@ -256,91 +269,58 @@ def test_mini_batches_hardly_add_to_the_error_where_chains_stay_near() -> None:
         np.testing.assert_allclose(many.value.mean(), EXACT, atol=5 * error)
 
 
-def quartic(params: Any, batch: Any) -> jax.Array:
-    return jnp.sum(params**4)
-
-
-def crossing(power: int) -> tuple[Any, ...]:
-    """w₁² w₂^power, whose valleys are arms that grow ever narrower.
-
-    Given w₂, w₁ is Gaussian, which leaves one integral.
-    """
-    beta, grid = 1e3, np.linspace(-9, 9, 100_001)
-    stiffness = 2 * beta * grid**power
-    density = np.exp(-(grid**2) / 2) / np.sqrt(stiffness + 1)
-    exact = (stiffness / (stiffness + 1) * density).sum() / density.sum() / 2
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        return params[0] ** 2 * params[1] ** power
-
-    return loss, jnp.zeros(2), NO_DATA, beta, exact, {}
-
-
-COVERED = {
-    "quadratic": (square, jnp.zeros(20), NO_DATA, 1e4, quadratic(CURVATURES, 1e4, 1), {}),
-    "quartic": (quartic, jnp.zeros(8), NO_DATA, 1e8, 2.0, {}),
-    "mini-batches": (LOSS, MINIMUM, STACKED, BETA, EXACT, {"method": "sgld"}),
-    "unlike batches": (
+CASES = coverage.cases()
+CROSSINGS = ("w₁²w₂²", "w₁²w₂⁴")
+COVERED = {name: case for name, case in CASES.items() if name not in CROSSINGS} | {
+    "unlike batches": coverage.Case(
         lambda params, batch: 0.5 * batch * jnp.sum(params**2),
-        *(jnp.zeros(20), jnp.array([0.2, 1.8]), 1e3, quadratic([1.0] * 20, 1e3, 1)),
-        {"method": "sgld"},
-    ),
+        *(jnp.zeros(20), jnp.array([0.2, 1.8]), 1e3, of_quadratic([1.0] * 20, 1e3, 1), "sgld"),
+    )
 }
-CROSSINGS = {f"w₁² w₂^{power}": crossing(power) for power in (2, 4)}  # the first has multiplicity 2
 
 
-def coverage(
-    case: tuple[Any, ...], repeats: int, num_steps: int, shares: tuple[float, float] = (0.68, 0.95)
+def covered(
+    case: coverage.Case, repeats: int, steps: int, shares: tuple[float, float] = (0.68, 0.95)
 ) -> np.ndarray:
     """How often the truth is within one and two standard errors: in these shares, or more.
 
     Returns the estimates over the truth.
     """
-    loss, params, batches, beta, exact, options = case
-    many = repeated(
-        *(repeats, loss, params, batches),
-        inverse_temperature=beta,
-        num_steps=num_steps,
-        **options,
-    )
-    scores = np.abs(many.value - exact) / many.standard_error
-    for limit, share in enumerate(shares, 1):
-        assert np.mean(scores < limit) > share - 3 * np.sqrt(share * (1 - share) / repeats)
+    many = coverage.estimates(case, repeats, steps)
+    for got, share in zip(coverage.within(many, case.exact), shares, strict=True):
+        assert got > share - 3 * np.sqrt(share * (1 - share) / repeats)
     # The error is not merely large.
     assert many.standard_error.mean() < 2 * many.value.std()
     # All is well, and no alarm is false more than once in a while.
     alarms = (many.r_hat > 1.1) | (jnp.abs(many.drift) > 4.1) | (many.departure > 4.1)
     assert alarms.mean() <= 0.05
-    return np.asarray(many.value) / exact
+    return np.asarray(many.value) / case.exact
 
 
 @pytest.mark.parametrize("name", COVERED)
 def test_the_error_bar_is_true(name: str) -> None:
-    coverage(COVERED[name], 100, 800)
+    covered(COVERED[name], 100, 800)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COVERED)
 def test_the_error_bar_is_true_at_defaults(name: str) -> None:
-    coverage(COVERED[name], 400, 2000)
+    covered(COVERED[name], 400, 2000)
 
 
 @pytest.mark.parametrize("name", CROSSINGS)
 def test_the_error_bar_is_nearly_true_on_normal_crossings(name: str) -> None:
-    """In float64. Excursions far along an arm are rare, and estimates without one a little low:
-    of 400, 61 and 63 % were within one standard error, 87 and 88 % within two.
+    """Excursions far along an arm are rare, and estimates without one a little low; the shares are
+    those of `coverage.md`.
     """
-    with double_precision():
-        ratios = coverage(CROSSINGS[name], 100, 2000, shares=(0.6, 0.87))
-    assert ratios.dtype == np.float64
+    ratios = covered(CASES[name], 100, 2000, shares=(0.6, 0.87))
     assert abs(ratios.mean() - 1) < 0.02 + 3 * ratios.std() / 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CROSSINGS)
 def test_long_chains_reach_the_ends_of_normal_crossings(name: str) -> None:
-    with double_precision():
-        ratios = coverage(CROSSINGS[name], 100, 16_000, shares=(0.6, 0.9))
+    ratios = covered(CASES[name], 100, 16_000, shares=(0.6, 0.9))
     assert abs(ratios.mean() - 1) < 0.005 + 3 * ratios.std() / 10
 
 
@@ -430,9 +410,9 @@ def test_jit_gives_the_same_and_warns_when_asked(method: str) -> None:
     options = {"inverse_temperature": 100.0, "num_steps": 40, "method": method, "scope": 1e-3}
 
     def run(params: Any) -> flatness.LearningCoefficient:
-        return coefficient(square, params, jnp.zeros((1, 1)), **options)
+        return coefficient(quadratic, params, jnp.zeros((1, 1)), **options)
 
-    eager, messages = quietly(square, jnp.zeros(20), jnp.zeros((1, 1)), **options)
+    eager, messages = quietly(quadratic, jnp.zeros(20), jnp.zeros((1, 1)), **options)
     assert messages
     compiled = jax.jit(run)(jnp.zeros(20))
     np.testing.assert_allclose(compiled.trace, eager.trace, rtol=1e-3, atol=1e-6)
@@ -445,7 +425,7 @@ def test_jit_gives_the_same_and_warns_when_asked(method: str) -> None:
 def test_hyper_parameters_may_be_traced() -> None:
     def run(beta: Any, scope: Any, step_size: Any) -> Any:
         return coefficient(
-            *(square, jnp.zeros(20), NO_DATA),
+            *(quadratic, jnp.zeros(20), NO_DATA),
             inverse_temperature=beta,
             scope=scope,
             step_size=step_size,
@@ -453,15 +433,15 @@ def test_hyper_parameters_may_be_traced() -> None:
         )
 
     estimate = jax.jit(run)(100.0, 2.0, 2e-3)
-    assert is_near(estimate, quadratic(CURVATURES, 100, 2), relative=0.1)
+    assert is_near(estimate, of_quadratic(CURVATURES, 100, 2), relative=0.1)
 
 
 def test_progress_is_told_and_changes_nothing() -> None:
     told = []
     options = {"inverse_temperature": 100.0, "num_steps": 150}
-    plain, _ = quietly(square, jnp.zeros(20), NO_DATA, **options)
+    plain, _ = quietly(quadratic, jnp.zeros(20), NO_DATA, **options)
     shown, _ = quietly(
-        square, jnp.zeros(20), NO_DATA, progress=lambda *args: told.append(args), **options
+        quadratic, jnp.zeros(20), NO_DATA, progress=lambda *args: told.append(args), **options
     )
     np.testing.assert_allclose(shown.trace, plain.trace, rtol=1e-3, atol=1e-6)
     assert told == [("Langevin steps", i, 100) for i in range(101)]
