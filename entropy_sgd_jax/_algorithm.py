@@ -132,11 +132,12 @@ class Algorithm:
         sound = _guard.all_finite(chain.mean)
         sound = settled(sound & _guard.stays_finite(chain.inner_state, initial))
 
-        def pseudo_gradient(x: jax.Array, mean: jax.Array) -> jax.Array:
-            factor = jnp.asarray(scope if self.scale_by_scope else 1, x.dtype)
-            return jnp.where(sound, (x - mean) * factor, jnp.nan)
-
-        direction = jax.tree.map(pseudo_gradient, anchor.x, chain.mean)
+        difference = jax.tree.map(
+            lambda x, mean: jnp.where(sound, x - mean, jnp.nan), anchor.x, chain.mean
+        )
+        direction = difference
+        if self.scale_by_scope:
+            direction = jax.tree.map(lambda leaf: leaf * jnp.asarray(scope, leaf.dtype), difference)
         updates, moved = self.base_optimizer.update(
             _trees.cast_like(direction, anchor.params), base_state, anchor.params, **extra_args
         )
@@ -147,8 +148,8 @@ class Algorithm:
         counts = sound & taken
         record = chain.record
         if record is not None:
-            evaluations = (anchor.t + 1) * self.inner_steps
-            record = _diagnostics.observe_update(record, direction, scope, evaluations, counts)
+            evaluations = self._before(anchor.t) + self.inner_steps
+            record = _diagnostics.observe_update(record, difference, scope, evaluations, counts)
         updates = _trees.where(taken, updates, _trees.zeros_like(updates))
         return updates, _trees.where(taken, moved, base_state), record, counts
 
@@ -174,12 +175,12 @@ class Algorithm:
             record = record._replace(first_gradient=anchor.x)
         chain = self.start(anchor, state.inner_state, record)
         if first is not None:
-            chain = self.step(chain, anchor, first, anchor.t * self.inner_steps, xi(_row(rows, 0)))
+            chain = self.step(chain, anchor, first, self._before(anchor.t), xi(_row(rows, 0)))
 
         def body(chain: Chain, inputs: Any) -> tuple[Chain, None]:
             call, row, batch = inputs
             found = gradient(chain.iterate, call, batch)
-            count = anchor.t * self.inner_steps + found.step
+            count = self._before(anchor.t) + found.step
             return self.step(chain, anchor, found, count, xi(row)), None
 
         if gradient.calls:
@@ -219,7 +220,7 @@ class Algorithm:
         )
         anchor, chain = self._resume(params, state)
         xi = _noise.draw(self.noise, _row(self._keys(state, step[None]), 0), anchor.x)
-        count = state.count * self.inner_steps + step - self.offset
+        count = self._before(state.count) + step - self.offset
         chain = self.step(chain, anchor, gradient, count, xi)
 
         def descend(carry: Any) -> Any:
@@ -281,7 +282,11 @@ class Algorithm:
         return updates, state._replace(count=count, base_state=base_state)
 
     def init(self, params: PyTree) -> EntropicState:
-        """The state before the first update; copies `params`, which may then be donated."""
+        """The state before the first update.
+
+        Everything in it is its own, even what Optax's states take from the parameters, so that
+        `params` and the state may be donated.
+        """
         _protocol.params(params)
         _protocol.warn_not_finite(params)
         iterate = self._accumulators(params, copy=True)
@@ -294,13 +299,18 @@ class Algorithm:
             rng_key=_noise.typed_key(self.key),
             langevin_iterate=iterate if self.streaming or not self._keeps_last else None,
             langevin_average=None if self._keeps_last else self._accumulators(params, copy=True),
-            inner_state=self.inner_transform.init(iterate),
-            base_state=self.base_optimizer.init(params),
+            inner_state=jax.tree.map(jnp.array, self.inner_transform.init(iterate)),
+            base_state=jax.tree.map(jnp.array, self.base_optimizer.init(params)),
             anchor=jax.tree.map(jnp.array, params) if self.streaming else None,
             inner_count=jnp.full((), self.offset, jnp.int32) if self.streaming else None,
             diagnostics=record,
         )
         return self._own_parts(state)
+
+    def _before(self, t: jax.Array) -> jax.Array:
+        """How many gradients the first t updates took; stops at the end of int32, as t does."""
+        most = (jnp.iinfo(t.dtype).max - self.inner_steps) // self.inner_steps
+        return jnp.minimum(t, most) * self.inner_steps
 
     def _arrive(self, params: PyTree, state: EntropicState) -> Anchor:
         """x, taken from `params`; checks the arguments that every update needs."""

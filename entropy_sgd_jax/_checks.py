@@ -337,14 +337,21 @@ def of_streams_only(options: Mapping[str, Any]) -> None:
 
 
 def _cosine_with_gradient(transform: optax.GradientTransformation) -> float | None:
-    """The cosine of the first update with its gradient; None if it cannot be found here."""
+    """The cosine of the first update with its gradient; None if it cannot be found here.
+
+    The first that is not zero, as it is at the start of a warm-up.
+    """
     like = np.linspace(0.5, 1.0, 64, dtype=np.float32).reshape(8, 8)
     try:
         # Concrete even if the optimizer is built inside a traced function.
         with jax.ensure_compile_time_eval():
             params = jnp.asarray(like)
-            direction, _ = transform.update(params, transform.init(params), params)
-            d = np.asarray(direction, np.float64)
+            state = transform.init(params)
+            for _ in range(8):
+                direction, state = transform.update(params, state, params)
+                d = np.asarray(direction, np.float64)
+                if d.any():
+                    break
     except Exception:  # it needs parameters or arguments of its own
         return None
     norm = np.linalg.norm(d) * np.linalg.norm(like)

@@ -100,15 +100,15 @@ def observe_step(
 
 def observe_update(
     record: EntropicDiagnostics,
-    pseudo_gradient: PyTree,
+    difference: PyTree,
     scope: ArrayLike,
     gradient_evaluations: ArrayLike,
     counts: jax.Array,
 ) -> EntropicDiagnostics:
-    """Records the end of the loop, when x − μ is known, and whether the update counts."""
-    norm = _length(pseudo_gradient)
+    """Records the end of the loop, when the `difference` x − μ is known, and whether it counts."""
+    norm = _length(difference)
     norms = norm * _length(record.first_gradient)
-    inner_product = _trees.inner_product(pseudo_gradient, record.first_gradient)
+    inner_product = _trees.inner_product(difference, record.first_gradient)
     defined = norms > 0
     alignment = inner_product / jnp.where(defined, norms, jnp.ones_like(norms))
     alignment = jnp.where(defined, alignment, jnp.zeros_like(alignment))

@@ -39,6 +39,7 @@ class Axes:
     ) -> Gradient:
         """The user's gradient at `params`, with its loss if `value` was passed."""
         _protocol.incoming(grads, params, mode)
+        _protocol.scalar_value(value)
         _protocol.not_summed(grads, self.replicas)
         grads, value = _collectives.mean((grads, value), self.batch)
         return Gradient(grads, value, step, known_losses=step)

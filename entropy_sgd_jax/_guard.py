@@ -64,13 +64,18 @@ def _keep_schedules(fresh: Any, state: Any) -> Any:
         fields = getattr(node, "_fields", ())
         return "count" in fields and {*fields} <= {"count", "rng_key"}
 
+    def wraps(node: Any) -> bool:
+        """Whether it counts for another: `optax.inject_hyperparams`, `conditionally_mask`."""
+        fields = getattr(node, "_fields", ())
+        return hasattr(node, "hyperparams") or {*fields} == {"step", "inner_state"}
+
     def is_scheduled(node: Any) -> bool:
-        return counts(node) or hasattr(node, "hyperparams")
+        return counts(node) or wraps(node)
 
     def keep(new: Any, old: Any) -> Any:
         if counts(new):
             return old
-        if is_scheduled(new):  # of optax.inject_hyperparams
+        if wraps(new):
             return old._replace(inner_state=_keep_schedules(new.inner_state, old.inner_state))
         return new
 

@@ -54,10 +54,16 @@ def langevin_step(
     drift = direction if _is(scope, 0) else direction + scope * (iterate - anchor)
     iterate = iterate - step_size * drift
     if noise is not None:
-        iterate = iterate + jnp.sqrt(step_size).astype(iterate.dtype) * noise_scale * noise
+        iterate = iterate + _root(step_size).astype(iterate.dtype) * noise_scale * noise
     if _is(averaging, 1):
         return iterate, iterate
     return iterate, (1 - averaging) * average + averaging * iterate
+
+
+def _root(step_size: ArrayLike) -> jax.Array:
+    """Its square root, whose derivative at 0, where a warm-up starts, is taken as 0, not Inf."""
+    size = jnp.asarray(step_size)
+    return jnp.where(size > 0, jnp.sqrt(jnp.where(size > 0, size, 1)), 0)
 
 
 def _is(value: ArrayLike, constant: float) -> bool:

@@ -180,6 +180,13 @@ def incoming(grads: PyTree, like: PyTree, mode: str) -> None:
     same_tree("grads", grads, like, _GRADS)
 
 
+def scalar_value(value: Any) -> None:
+    """Raises ValueError unless `value` is left out or one number."""
+    if value is not None and jnp.shape(value) != ():
+        got, advice = f"the shape {jnp.shape(value)}", "Pass the mean over the batch."
+        raise _checks.error("value", "the scalar loss that belongs to `grads`", got, advice)
+
+
 def not_summed(grads: PyTree, axis_name: AxisName | None) -> None:
     """Raises ValueError if JAX has summed `grads` over the replicas already."""
     if axis_name is not None and _collectives.is_equal_on_all(grads, axis_name):

@@ -47,6 +47,7 @@ WHOLE = {
     "lion": optax.lion(1e-3),
     "lamb": optax.lamb(1e-3),
     "scheduled": optax.adamw(optax.cosine_decay_schedule(1e-3, 100)),
+    "warmed up": optax.adamw(optax.linear_schedule(0.0, 1e-3, 10)),
     "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
 }
 DIRECTIONS = {
@@ -412,7 +413,15 @@ def test_noise_of_a_leaf_of_more_than_2_to_the_32_elements_does_not_repeat() -> 
     assert abs(values.std() - 1) < 4 / (2 * len(values)) ** 0.5
 
 
-@pytest.mark.parametrize("base", [optax.scale_by_adam(), optax.trace(0.9), optax.sgd(-1.0)])
+@pytest.mark.parametrize(
+    "base",
+    [
+        optax.scale_by_adam(),
+        optax.trace(0.9),
+        optax.sgd(-1.0),
+        optax.chain(optax.trace(0.9), optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, 9))),
+    ],
+)
 def test_a_base_optimizer_that_points_uphill_is_warned_of(base: Any) -> None:
     with pytest.warns(UserWarning, match=r"`base_optimizer` points uphill .* optax.scale\(-rate"):
         entropic(base)

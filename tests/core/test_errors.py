@@ -181,6 +181,10 @@ CALLS: dict[str, Case] = {
         lambda: with_grad_fn({**GRADS, "b": jnp.ones(4)}),
         ("`grad_fn(params, batch)['b']`", "()", "(4,)"),
     ),
+    "value is no scalar": (
+        lambda: update(GRADS, value=jnp.ones(4), grad_fn=gradient),
+        ("`value`", "scalar", "(4,)", "mean over the batch"),
+    ),
     "value_and_grad_fn returns gradients": (
         lambda: with_value_and_grad_fn(GRADS),
         ("`value_and_grad_fn(params, batch)`", "scalar loss", "`grad_fn`"),

@@ -45,6 +45,20 @@ def test_a_step_is_its_two_equations(traced: bool) -> None:
                 np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
 
 
+def test_the_derivative_is_finite_where_a_warm_up_starts() -> None:
+    """At η′ = 0: that of η′ (d + γ (x′ − x)), as the root's is left out."""
+    arrays = [jnp.asarray(a, jnp.float32) for a in (ITERATE, AVERAGE, DIRECTION, ANCHOR, NOISE)]
+
+    def iterate(step_size: jax.Array) -> jax.Array:
+        return langevin_step(
+            *arrays, step_size=step_size, scope=0.5, noise_scale=0.1, averaging=1
+        )[0]  # fmt: skip
+
+    np.testing.assert_array_equal(iterate(jnp.float32(0)), arrays[0])
+    slope = jax.jacobian(iterate)(jnp.float32(0))
+    np.testing.assert_allclose(slope, -(DIRECTION + 0.5 * (ITERATE - ANCHOR)), rtol=1e-5)
+
+
 def test_a_step_keeps_the_dtype_of_the_arithmetic() -> None:
     with double_precision():
         arrays = [jnp.asarray(array, jnp.float32) for array in (ITERATE,) * 5]

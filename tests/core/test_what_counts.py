@@ -242,6 +242,25 @@ def test_a_schedule_of_weight_decay_goes_on_counting(inject: bool, mode: str) ->
 
 
 @every_mode
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("wrap", [optax.conditionally_mask, optax.conditionally_transform])
+def test_a_condition_inside_goes_on_counting(wrap: Any, reset: bool, mode: str) -> None:
+    """It takes ten of sixteen steps: of 1 each, or of 0.5 where it halves them."""
+    halved = wrap is optax.conditionally_transform
+    inner = wrap(optax.scale(0.5) if halved else optax.identity(), lambda step: step < 10)
+    tx = entropic(
+        optax.sgd(1.0), inner_transform=inner, inner_steps=L, inner_learning_rate=1.0, scope=0,
+        averaging=1, noise_scale=0, reset_inner_state=reset, streaming=mode == "streaming",
+    )  # fmt: skip
+    step = jax.jit(outer_step(tx, mode, lambda params, batch: jnp.ones_like(params)))
+    params = jnp.zeros(2)
+    state = tx.init(params)
+    for _ in range(T):
+        params, state = step(params, state, jnp.zeros(L))
+    np.testing.assert_allclose(params, -(10 * 0.5 + T * L - 10) if halved else -10.0)
+
+
+@every_mode
 def test_noise_of_optax_is_new_in_every_cycle(mode: str) -> None:
     tx = entropic(
         optax.sgd(1.0), inner_transform=optax.add_noise(1.0, 0.0, 0), inner_steps=L,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -41,13 +42,16 @@ def chain_by_numpy(
     }
 
 
-def observed(mode: str, with_value: bool = True) -> tuple[Any, np.ndarray, np.ndarray]:
+def observed(
+    mode: str, with_value: bool = True, **options: Any
+) -> tuple[Any, np.ndarray, np.ndarray]:
     """The record of the second of two updates, x before it, and all batches."""
     tx = optax.chain(
         optax.identity(),
         entropic(
             optax.sgd(1.0), inner_steps=L, inner_learning_rate=0.3, noise_scale=0, averaging=0.75,
-            scope=lambda count: 0.5 * (count + 1), diagnostics=True, streaming=mode == "streaming",
+            scope=lambda count: 0.4 * (count + 1), diagnostics=True, streaming=mode == "streaming",
+            **options,
         ),
     )  # fmt: skip
     x, batches = jnp.array([1.0, -2.0, 0.5]), rows(2, L)
@@ -76,12 +80,27 @@ def observed(mode: str, with_value: bool = True) -> tuple[Any, np.ndarray, np.nd
 
 
 @every_mode
-def test_diagnostics_against_numpy(mode: str) -> None:
-    record, x, batches = observed(mode)
-    expected = chain_by_numpy(x, batches[1].astype(np.float64), 0.3, 1.0, 0.75)
+@pytest.mark.parametrize("scale_by_scope", [False, True])
+def test_diagnostics_against_numpy(scale_by_scope: bool, mode: str) -> None:
+    record, x, batches = observed(mode, scale_by_scope=scale_by_scope)
+    expected = chain_by_numpy(x, batches[1].astype(np.float64), 0.3, 0.8, 0.75)
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(record, name), value, rtol=1e-4, err_msg=name)
     assert record.gradient_evaluations == 2 * L
+
+
+def test_the_count_of_gradients_stops_at_the_end_of_int32() -> None:
+    """As the count of updates does; a schedule never sees a number below 0."""
+    tx = entropic(
+        optax.sgd(1.0), inner_steps=L, noise_scale=0, averaging=1, scope=0, diagnostics=True,
+        inner_learning_rate=lambda count: jnp.where(count < 0, 1.0, 0.0),
+    )  # fmt: skip
+    params = jnp.zeros(2)
+    state = tx.init(params)._replace(count=jnp.int32(2**31 // L + 1))
+    update = jax.jit(functools.partial(tx.update, grad_fn=lambda params, call: params - 1))
+    updates, state = update(None, state, params)
+    np.testing.assert_array_equal(updates, 0)
+    assert int(entropic_diagnostics(state).gradient_evaluations) > 2**31 - 2 * L
 
 
 def test_mean_inner_loss_of_the_losses_that_were_given() -> None:
@@ -90,7 +109,7 @@ def test_mean_inner_loss_of_the_losses_that_were_given() -> None:
     iterate, losses = x, []
     for batch in batches[1]:
         losses.append(0.5 * np.sum((iterate - batch) ** 2))
-        iterate = iterate - 0.3 * (iterate - batch + 1.0 * (iterate - x))
+        iterate = iterate - 0.3 * (iterate - batch + 0.8 * (iterate - x))
     np.testing.assert_allclose(record.inner_loss, np.mean(losses[1:]), rtol=1e-4)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
+from entropy_sgd_jax import entropic
 from tests.core.contract.common import L, entropy_sgd_1, every_mode, noisy, quiet, small_params
 from tests.core.helpers import assert_finite, assert_same, outer_step, rows
 
@@ -45,6 +47,25 @@ def test_donation_leaves_the_key_of_the_user_alone(make_key: Callable[[int], Any
     first = step(params, tx.init(params), rows(1, L)[0])
     assert not key.is_deleted()
     assert_same(step(params, tx.init(params), rows(1, L)[0]), first)
+
+
+def keeps_params() -> optax.GradientTransformation:
+    """A direction whose state is the parameters that it was started at."""
+    return optax.GradientTransformation(lambda params: params, lambda g, state, _=None: (g, state))
+
+
+@every_mode
+@pytest.mark.parametrize("base", [optax.contrib.prodigy, optax.contrib.dog, optax.contrib.cocob])
+def test_what_optax_keeps_of_the_params_is_a_copy(base: Any, mode: str) -> None:
+    tx = entropic(
+        base(), inner_transform=keeps_params(), inner_steps=L, streaming=mode == "streaming"
+    )
+    step = jax.jit(outer_step(tx, mode), donate_argnums=(0, 1))
+    params = small_params()
+    state = tx.init(params)
+    for batches in rows(2, L):
+        params, state = step(params, state, batches)
+    assert_finite((params, state))
 
 
 @every_mode
