@@ -47,6 +47,8 @@ class PacBayesBound(NamedTuple):
 
 
 def _doubts(it: PacBayesBound) -> Iterator[str]:
+    if np.isnan(np.asarray(it.ladder.errors)).any():
+        yield "What is certified has left [0, 1], or is not finite: there is no bound."
     chains = len(jax.tree.leaves(it.draws)[0])
     ladder: TemperatureLadder = jax.tree.map(np.asarray, it.ladder)
     used = ladder.inverse_temperatures <= float(it.inverse_temperature)
@@ -136,8 +138,9 @@ def pac_bayes_bound(
       A ``PacBayesBound``: its `value`, parts, draws from the certified posterior, and the ladder.
 
     Raises:
-      ValueError: for arguments out of range, parameters or batches of another form, and for an
-        error that leaves [0, 1].
+      ValueError: for arguments out of range, parameters or batches of another form or of an
+        unclear number of examples, and for an error whose mean over the data leaves [0, 1]. Single
+        examples are not looked at: bound each one's yourself.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax.flatness import pac_bayes_bound
@@ -170,7 +173,8 @@ def pac_bayes_bound(
     maurer = Maurer(count, _slack(confidence), rungs + 1)
     above = next_temperature(ladder, rungs, count)
     # The ladder leads in from the wide end, with few steps at each rung: none of them short.
-    sample = _metropolis.sampler(ScalarLoss(loss), params, data, plan, error, shortest=1.0)
+    certified = None if error is None else ScalarLoss(error, "error")
+    sample = _metropolis.sampler(ScalarLoss(loss), params, data, plan, certified, shortest=1.0)
     conclude = jax.jit(functools.partial(climb, plan, maurer, above, error is None))
     key = _checks.key(key)
     zeros = _chains.zeros(params, plan.num_chains)
@@ -226,11 +230,11 @@ def _count(data: _sgld.Minibatches) -> jax.Array:
 
 def _slack(confidence: Any) -> float:
     """Half of the probability that the bound fails."""
-    if not (isinstance(confidence, (int, float)) and 0 < confidence < 1):
+    if not (isinstance(confidence, int | float | np.number | jax.Array) and 0 < confidence < 1):
         raise ValueError(
             f"`confidence` must be a number in (0, 1); got {confidence!r}. 0.95 is the default."
         )
-    return (1 - confidence) / 2
+    return (1 - float(confidence)) / 2
 
 
 def _given(ladder: Any) -> np.ndarray | None:

@@ -50,7 +50,7 @@ def params(tree: PyTree) -> int:
     return total
 
 
-def scalar(value: Any) -> jax.Array:
+def scalar(value: Any, name: str = "loss") -> jax.Array:
     """What the loss returned, as an array; raises ValueError unless it is a scalar."""
     if not jax.tree_util.all_leaves([value]):
         got = f"a {type(value).__name__}"
@@ -59,7 +59,7 @@ def scalar(value: Any) -> jax.Array:
     else:
         return jnp.asarray(value)
     advice = "Take the mean over the batch, and drop auxiliary outputs."
-    raise _checks.error("loss(params, batch)", "a scalar", got, advice)
+    raise _checks.error(f"{name}(params, batch)", "a scalar", got, advice)
 
 
 def integer(name: str, value: Any, low: int, high: float, advice: str) -> int:

@@ -20,17 +20,20 @@ Loss: TypeAlias = Callable[[Any, Any], jax.Array]  # (params, batch) -> the mean
 
 
 class ScalarLoss:
-    """A loss that is checked as it is traced: it must return a scalar, whose dtype is kept."""
+    """A loss that is checked as it is traced: it must return a scalar, whose dtype is kept.
+
+    `name` is that of the user's argument.
+    """
 
     dtype: Any = jnp.float32  # of its values, once it has been traced
 
-    def __init__(self, loss: Loss):
+    def __init__(self, loss: Loss, name: str = "loss"):
         """Of the user."""
-        self._loss = loss
+        self._loss, self._name = loss, name
 
     def __call__(self, params: PyTree, batch: Any) -> jax.Array:
         """Its value; raises ValueError for anything but a scalar."""
-        value = _checks.scalar(self._loss(params, batch))
+        value = _checks.scalar(self._loss(params, batch), self._name)
         self.dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32
         return value
 

@@ -41,10 +41,10 @@ class DataSet:
         else:
             _check_iterable(batches, single_pass)
         self._batches = batches
-        self._batch_size = batch_size or _leading_axis
-        self._sizes_known = batch_size is None
+        self._batch_size = _leading_axis if batch_size is None else _scalar(batch_size)
+        self._by_shape = self._sizes_known = batch_size is None
         if self.stacked and batch_size is not None:
-            _check_sizes(jax.jit(lambda batches: lax.map(batch_size, batches))(batches))
+            _check_sizes(jax.jit(lambda batches: lax.map(self._batch_size, batches))(batches))
 
     def program(self, function: Callable[..., T], *args: Any) -> T:
         """`function(data, *args)`, which is one compiled program if the batches are stacked.
@@ -160,6 +160,21 @@ def _add(
 
 def _divide(total: PyTree, weight: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(weight, leaf.dtype), total)
+
+
+def _scalar(batch_size: BatchSize) -> BatchSize:
+    """`batch_size`, whose every value must be one number."""
+
+    def size(batch: Any) -> jax.Array | float:
+        value = batch_size(batch)
+        if np.shape(value):
+            raise ValueError(
+                f"`batch_size(batch)` must be one number; got the shape {np.shape(value)}. Return "
+                "how many examples of the batch count, such as the sum of a mask."
+            )
+        return value
+
+    return size
 
 
 def _check_sizes(sizes: jax.Array) -> None:

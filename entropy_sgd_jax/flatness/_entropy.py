@@ -61,8 +61,8 @@ def local_entropy(
         of whose points share their random numbers.
       inverse_temperature: β, above 0. Chaudhari et al. have 1; the number of examples makes the
         integrand a posterior density.
-      num_chains: independent samples, a static int of at least 2. A valley that holds the share p
-        of the integral is missed by all of them with a probability of about (1 − p)^num_chains.
+      num_chains: independent samples, a static int of at least 2. A valley that the Gaussian which
+        they start from enters with probability p is missed by all with (1 − p)^num_chains.
       num_steps: of each chain, a static int of at least 1. More lower the error if β f varies by
         much more than 1 around the Gaussian.
       include_volume: whether to add (n/2) log(2π/γ), the value of a flat loss. In float32 it
@@ -74,7 +74,8 @@ def local_entropy(
       F in nats and its standard error, in the shape of `scope`. The error is that of the spread of
       exp(−W) over the chains, or what a normal distribution of W would have if that is more, and
       the rounding of what F is the sum of. An error below 1 is sound, except for a valley so
-      narrow that no chain has entered it; an error above 1 means only that the estimate is
+      narrow that no chain has entered it, and for a loss that is steep on one side and flat on the
+      other, where F may be too low by nats; an error above 1 means only that the estimate is
       unreliable, which a warning says outside ``jax.jit``: take more steps.
 
     Raises:

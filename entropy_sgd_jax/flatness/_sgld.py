@@ -38,7 +38,15 @@ class Minibatches(DataSet):
     """A data set of which one batch at a time is drawn."""
 
     def total(self) -> Any:
-        """The weight of all batches, by default the number of examples."""
+        """The weight of all batches, by default the number of examples.
+
+        Raises ValueError if that is not plain: the arrays of a batch must then agree on it.
+        """
+        if self._by_shape and self.stacked:
+            _one_axis(jax.eval_shape(_first, self._batches))
+        elif self._by_shape:
+            for batch in self._batches:
+                _one_axis(batch)
         return self._sizes().sum()
 
     def drawn(self, key: jax.Array) -> Callable[[Any], Any]:
@@ -63,7 +71,7 @@ class Minibatches(DataSet):
         return at_random if self.stacked else in_order
 
     def _sizes(self) -> Any:
-        if self.stacked and self._sizes_known:  # by their shapes
+        if self.stacked and self._by_shape:
             shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self._batches)]
             size = next((shape[1] for shape in shapes if len(shape) > 1), 1)
             return np.full(shapes[0][0], size, np.float32)
@@ -78,6 +86,26 @@ class Minibatches(DataSet):
 
     def _endless(self) -> Iterator[Any]:
         return itertools.chain.from_iterable(itertools.repeat(self._batches))
+
+
+def _one_axis(batch: PyTree) -> None:
+    """Raises ValueError unless all arrays but typed keys have the same leading axis."""
+    leaves = [leaf for leaf in jax.tree.leaves(batch) if not _is_key(leaf)]
+    axes = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(axes) > 1:
+        raise ValueError(
+            "`batches` must tell how many examples a batch has, since n counts here: all arrays of "
+            f"a batch must have that as their leading axis; got {sorted(axes)}. Pass "
+            "`batch_size`, such as lambda batch: len(batch['x']); [batch] for a single batch."
+        )
+
+
+def _first(stacked: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[0], stacked)
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def sample(

@@ -63,7 +63,8 @@ def hessian_trace(
     Returns:
       The trace, shape (), and its standard error over the probes, NaN for a single one. XTrace's
       is √2 times that of independent estimates, which its own are not: right if the spectrum
-      decays slowly, too large by up to √2 otherwise.
+      decays slowly, too large by up to √2 otherwise; but too small where the rank is half the
+      number of products or just above.
 
     Raises:
       ValueError: for arguments out of range, parameters or batches of another form.

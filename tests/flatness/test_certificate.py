@@ -207,6 +207,64 @@ def test_bad_arguments_are_named(options: dict, message: str) -> None:
         measured(examples(0), **options)
 
 
+@pytest.mark.parametrize(
+    "batches",
+    [
+        {"noise": jnp.zeros((1, 1000)), "x": jnp.zeros((1, 100, 3))},  # the first leaf has more
+        {"x": jnp.zeros((100, 3)), "y": jnp.zeros(100)},  # examples for batches
+        [{"x": jnp.zeros((100, 3)), "y": jnp.zeros(())}],
+    ],
+    ids=["leaves of two lengths", "no batches", "a list"],
+)
+def test_a_number_of_examples_that_is_unclear_is_refused(batches: Any) -> None:
+    """A bound of 1,000 examples, where there are 100, would be void."""
+
+    def of_x(params: Any, batch: Any) -> jax.Array:
+        return jnp.mean((batch["x"] - params) ** 2)
+
+    with pytest.raises(ValueError, match="how many examples a batch has"):
+        pac_bayes_bound(of_x, jnp.zeros(3), batches, error=of_x, num_steps=8)
+    with pytest.raises(ValueError, match="how many examples a batch has"):
+        flatness.local_learning_coefficient(of_x, jnp.zeros(3), batches, num_steps=8)
+
+
+@pytest.mark.filterwarnings("ignore:The chains have not")  # as short as these
+def test_keys_are_no_examples() -> None:
+    batch = {"key": jax.random.key(0), "x": jnp.asarray(examples(0), jnp.float32)}
+
+    def of_x(params: Any, batch: Any) -> jax.Array:
+        return loss(params, batch["x"])
+
+    few: dict[str, Any] = {"inverse_temperatures": [1.0], "num_steps": 8}
+    few |= {"error": lambda params, batch: 0.5, "confidence": np.float32(0.95)}
+    with_key = pac_bayes_bound(of_x, jnp.zeros(3), [batch], **few)
+    without = pac_bayes_bound(loss, jnp.zeros(3), [batch["x"]], **few)
+    assert with_key.value == without.value
+
+
+@pytest.mark.filterwarnings("ignore:The chains have not")
+def test_what_leaves_its_range_under_jit_is_warned_of_afterwards() -> None:
+    x = jnp.asarray(examples(0), jnp.float32)
+    bound = jax.jit(
+        lambda params: pac_bayes_bound(
+            loss, params, x[None], error=lambda p, b: 2 + error(p, b), num_steps=8,
+            inverse_temperatures=[1.0],
+        )
+    )(jnp.zeros(3))  # fmt: skip
+    with pytest.warns(UserWarning, match=r"has left \[0, 1\]"):
+        bound.check()
+
+
+def test_an_error_that_is_no_scalar_is_refused() -> None:
+    def each(params: Any, batch: Any) -> jax.Array:
+        return batch[..., 0] > params[0] + 1
+
+    with pytest.raises(
+        ValueError, match=r"`error\(params, batch\)` must be a scalar; got .*\(200,"
+    ):
+        pac_bayes_bound(loss, jnp.zeros(3), examples(0)[None], error=each, num_steps=8)
+
+
 @pytest.mark.slow
 def test_coverage() -> None:
     """Over 200 data sets: Maurer's bound, and the upper limit of the divergence by itself."""

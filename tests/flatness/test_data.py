@@ -356,3 +356,15 @@ np.testing.assert_allclose(rules.nodes[0, -1], expected.nodes[0, -1], rtol=1e-3)
 
 def test_sharded_parameters_stay_sharded() -> None:
     run_python(SHARDED)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_weight_that_is_no_number_is_refused(stacked: bool) -> None:
+    """A mask itself instead of its sum: of a list it would weight what happens to fit."""
+    mask = jnp.array([[1.0, 1.0], [1.0, 0.0]])
+    batches = {"mask": mask} if stacked else [{"mask": row} for row in mask]
+    with pytest.raises(ValueError, match=r"`batch_size\(batch\)` must be one number.*\(2,\)"):
+        flatness.hessian_trace(
+            lambda params, batch: jnp.sum(params**2) * batch["mask"].sum(), jnp.ones(2), batches,
+            batch_size=lambda batch: batch["mask"],
+        )  # fmt: skip
