@@ -10,6 +10,7 @@ import contextlib
 import errno
 import pathlib
 import shutil
+import time
 import types
 import warnings
 from collections.abc import Callable, Mapping
@@ -148,7 +149,7 @@ class Checkpoints:
             self._drop_writer()
             if jax.process_index() == 0:
                 for part in self._folder.path.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
-                    shutil.rmtree(part, ignore_errors=True)
+                    _remove(part)
             raise
 
     def _drop_writer(self) -> None:
@@ -231,6 +232,15 @@ class Checkpoints:
             stacklevel=3,
         )
         self._drop_writer()  # which knows of it
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Whatever is in it; a thread of Orbax may add to it for a moment more."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.1)
 
 
 def _verify(step: int, found: np.ndarray, expected: np.ndarray) -> None:

@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from entropy_sgd_jax import entropic
-from experiments.checkpoints import CheckpointError, Checkpoints, DiskError
+from experiments.checkpoints import CheckpointError, Checkpoints, DiskError, manager
 from experiments.io.errors import InputError
 
 PROGRAM = pathlib.Path(__file__).with_name("killed_run.py")
@@ -488,6 +488,23 @@ def test_a_full_disk_is_told_in_one_line_and_can_be_mended(
     assert found[0] == 2
     np.testing.assert_array_equal(found[1], small + 1)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_is_half_written_is_removed_though_a_thread_adds_to_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, calls = shutil.rmtree, []
+
+    def busy(path: pathlib.Path, **options: Any) -> None:
+        calls.append(path)
+        remove(path, **options)
+        if len(calls) < 3:
+            path.mkdir()  # by the thread
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    (tmp_path / "2.tmp").mkdir()
+    manager._remove(tmp_path / "2.tmp")
+    assert not (tmp_path / "2.tmp").exists()
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(folder: pathlib.Path, tree: Any) -> None:
