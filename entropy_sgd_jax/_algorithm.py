@@ -188,7 +188,7 @@ class Algorithm:
             calls = jnp.arange(gradient.calls, dtype=jnp.int32)
             chain, _ = lax.scan(body, chain, (calls, rows, extra_args.get("batches")))
         updates, base_state, record, counts = self.descend(
-            chain, anchor, state.base_state, _for_base(extra_args)
+            chain, anchor, state.base_state, self.axes.for_base(extra_args)
         )
         chain = apply_if(~counts, functools.partial(self._restart, anchor), chain)
         return updates, state._replace(
@@ -212,11 +212,12 @@ class Algorithm:
         """One update: one Langevin step; after every L-th, the base optimizer's."""
         self._arrive(params, state)
         _protocol.one_gradient(batches)
-        state, step = self._own_parts(state), state.inner_count
-        assert step is not None
-        begun = step - jnp.where(state.count == 0, self.offset, 0)  # steps of this chain so far
+        state, begun = self._own_parts(state), state.inner_count
+        assert begun is not None
+        made = begun % self.inner_steps  # steps of this chain
+        step = made + jnp.where(state.count == 0, self.offset, 0)
         gradient = self.axes.given(
-            grads, params, begun, "in streaming mode", extra_args.get("value")
+            grads, params, made, "in streaming mode", extra_args.get("value")
         )
         anchor, chain = self._resume(params, state)
         xi = _noise.draw(self.noise, _row(self._keys(state, step[None]), 0), anchor.x)
@@ -227,7 +228,7 @@ class Algorithm:
             x, chain, base_state = carry
             anchor = self._anchor(x, state)
             updates, base_state, record, counts = self.descend(
-                chain, anchor, base_state, _for_base(extra_args)
+                chain, anchor, base_state, self.axes.for_base(extra_args)
             )
             x, inner_state = optax.apply_updates(x, updates), chain.inner_state
             if not self.reset_inner_state:
@@ -261,7 +262,7 @@ class Algorithm:
             inner_state=chain.inner_state,
             base_state=base_state,
             anchor=x,
-            inner_count=jnp.where(last, 0, step + 1),
+            inner_count=jnp.where(last, self.inner_steps if self._waits else 0, begun + 1),
             diagnostics=chain.record,
         )
 
@@ -276,7 +277,7 @@ class Algorithm:
         self._arrive(params, state)
         gradient = self.axes.given(grads, params, 0, "with inner_steps=0")
         updates, base_state = self.base_optimizer.update(
-            gradient.value, state.base_state, params, **_for_base(extra_args)
+            gradient.value, state.base_state, params, **self.axes.for_base(extra_args)
         )
         count = optax.safe_increment(state.count)
         return updates, state._replace(count=count, base_state=base_state)
@@ -302,7 +303,7 @@ class Algorithm:
             inner_state=jax.tree.map(jnp.array, self.inner_transform.init(iterate)),
             base_state=jax.tree.map(jnp.array, self.base_optimizer.init(params)),
             anchor=jax.tree.map(jnp.array, params) if self.streaming else None,
-            inner_count=jnp.full((), self.offset, jnp.int32) if self.streaming else None,
+            inner_count=jnp.zeros((), jnp.int32) if self.streaming else None,
             diagnostics=record,
         )
         return self._own_parts(state)
@@ -326,9 +327,6 @@ class Algorithm:
         """x and the chain as the last update left them, or as the user has moved them since."""
         left = state.langevin_iterate
         chain = Chain(left, state.langevin_average, state.inner_state, state.diagnostics)
-        if self._waits:  # x′ does not start at x, and the user moves x′ alone
-            chain = chain._replace(iterate=self._iterate(params, left))
-            return self._anchor(state.anchor, state), chain
 
         def follow(known: Any) -> Any:
             x, left, _ = known
@@ -421,9 +419,3 @@ def _at(value: ScalarOrSchedule, count: jax.Array) -> ArrayLike:
 
 def _row(rows: Any, place: int) -> Any:
     return jax.tree.map(lambda row: row[place], rows)
-
-
-def _for_base(extra_args: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that are meant for the base optimizer."""
-    own = ("grad_fn", "value_and_grad_fn", "batches")
-    return {name: value for name, value in extra_args.items() if name not in own}

@@ -17,7 +17,8 @@ from entropy_sgd_jax._typing import PyTree, Tree
 class EntropicState(NamedTuple):
     """State of `entropic`. Its structure, shapes and dtypes never change.
 
-    In streaming mode `params` is x′, and between two cycles x′ is x.
+    In streaming mode `params` is x′. Between two cycles x′ is x, unless `delay` or `blend` keep
+    them apart.
     """
 
     count: jax.Array  # type: ignore[assignment]  # t, outer steps so far; shape (), int32
@@ -29,7 +30,8 @@ class EntropicState(NamedTuple):
     inner_state: PyTree  # of `inner_transform`
     base_state: PyTree  # of `base_optimizer`
     anchor: PyTree | None  # x, like params; None in scan mode
-    inner_count: jax.Array | None  # Langevin steps since x moved, int32; None in scan mode
+    # Langevin steps since x′ was x, int32; where it never is again, L to 2L − 1. None in scan mode.
+    inner_count: jax.Array | None
     diagnostics: EntropicDiagnostics | None  # with `diagnostics=True`
 
 
@@ -65,7 +67,7 @@ def anchor_params(state: PyTree, params: Tree) -> Tree:
     """
     for found in _entropic_states(state):
         if found.anchor is not None:
-            # Between two cycles x′ is x, and whatever moved `params` since has moved x.
+            # Where x′ is x, whatever has moved `params` since has moved x.
             params = _overlay(found, params)
     return params
 
@@ -125,7 +127,7 @@ def _entropic_states(state: PyTree) -> list[EntropicState]:
 def _overlay(state: EntropicState, params: PyTree) -> PyTree:
     """x where `state` has it, and `params` where `state` has a MaskedNode."""
     assert state.inner_count is not None
-    between_cycles = ~state.inner_count.astype(bool)
+    at_x = ~state.inner_count.astype(bool)  # without a transfer of a 0
 
     def is_hidden(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
@@ -136,9 +138,9 @@ def _overlay(state: EntropicState, params: PyTree) -> PyTree:
         if jnp.shape(x) != np.shape(param):
             raise ValueError(f"shapes {jnp.shape(x)} and {np.shape(param)}")
         # A stack of replicas has one count for each.
-        trailing = (1,) * (jnp.ndim(x) - jnp.ndim(between_cycles))
-        moved = between_cycles.reshape(between_cycles.shape + trailing)
-        return jnp.where(moved, _streaming.follow(param, iterate, x), x)
+        trailing = (1,) * (jnp.ndim(x) - jnp.ndim(at_x))
+        follows = at_x.reshape(at_x.shape + trailing)
+        return jnp.where(follows, _streaming.follow(param, iterate, x), x)
 
     try:
         return jax.tree.map(choose, state.anchor, params, state.langevin_iterate, is_leaf=is_hidden)

@@ -1,7 +1,8 @@
 """Where x′ and x are in streaming mode, in which the training loop holds x′.
 
-`params` takes precedence: whatever else moves it (a projection, a restored checkpoint) moves x′, or
-x between two cycles. The state's further digits count only where nobody has touched `params`.
+`params` takes precedence: whatever else moves it (a projection, a restored checkpoint) moves x′,
+and x with it where x′ is x: before the first update and between two cycles. The state's further
+digits count only where nobody has touched `params`.
 """
 
 from __future__ import annotations
