@@ -99,8 +99,8 @@ def deal(array: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def _one_by_one(axis_name: AxisName) -> tuple[Any, ...]:
-    """The axes of nested `vmap`s, over which these collectives go one at a time; else none."""
-    return axis_name if isinstance(axis_name, tuple) and not inside_shard_map() else ()
+    """The axes, if some are of `vmap`, over which these collectives go one at a time; else none."""
+    return axis_name if isinstance(axis_name, tuple) and not _manual_axes() >= {*axis_name} else ()
 
 
 def is_equal_on_all(tree: PyTree, axis_name: AxisName) -> bool:
@@ -123,5 +123,10 @@ def _varies_over(array: Any) -> set[Any]:
 
 def inside_shard_map() -> bool:
     """Whether arrays may differ by device; a JAX that cannot tell does not check it either."""
+    return bool(_manual_axes())
+
+
+def _manual_axes() -> set[Any]:
+    """The axes of the `shard_map`s around this call, `pmap`'s among them."""
     mesh = getattr(jax.sharding, "get_abstract_mesh", None)
-    return mesh is not None and bool(mesh().manual_axes)
+    return set() if mesh is None else {*mesh().manual_axes}

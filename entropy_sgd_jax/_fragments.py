@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from entropy_sgd_jax import _checks
+from entropy_sgd_jax import _checks, _protocol
 from entropy_sgd_jax._transformation import EntropicTransformation
 from entropy_sgd_jax._typing import PyTree
 
@@ -30,16 +30,22 @@ def in_turn(
     streaming: bool,
 ) -> EntropicTransformation:
     """An optimizer for each fragment, as `make` builds it from its offset and its number."""
-    if not streaming:
-        advice = "Pass streaming=True."
+    if not streaming or not inner_steps:
+        advice = "Pass streaming=True, and inner_steps of at least 1."
         raise _checks.error("fragments", "None without streaming=True", repr(fragments), advice)
     if not callable(fragments):
         _count(fragments, inner_steps)
     made = functools.cache(make)
 
     def optimizer(params: PyTree) -> optax.GradientTransformationExtraArgs:
+        _protocol.params(params)
         labels = fragments(params) if callable(fragments) else fragments
         count = _count(labels, inner_steps)
+        try:
+            jax.tree.map(lambda *_: None, labels, params)
+        except ValueError as error:
+            got = f"one that does not fit ({str(error).splitlines()[0]})"
+            raise _checks.error("fragments", "a tree like `params`", got, _ADVICE) from None
         offsets = [(offset + p * inner_steps // count) % inner_steps for p in range(count)]
         partition = getattr(optax, "partition", None) or optax.multi_transform
         return partition({p: made(k, p) for p, k in enumerate(offsets)}, labels)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from entropy_sgd_jax import _collectives, _protocol, _trees
+from entropy_sgd_jax import _checks, _collectives, _protocol, _trees
 from entropy_sgd_jax._typing import AxisName, PyTree
 
 
@@ -47,6 +47,15 @@ class Axes:
     def own(self, tree: PyTree) -> PyTree:
         """`tree` marked as differing from device to device."""
         return _collectives.own(tree, self.batch, self.replicas)
+
+    def for_base(self, extra_args: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments meant for the base optimizer, with one weight for each replica."""
+        own = ("grad_fn", "value_and_grad_fn", "batches")
+        kept = {name: value for name, value in extra_args.items() if name not in own}
+        if self.batch is not None and kept.get("replica_weight") is not None:
+            weight = _checks.check("replica_weight", kept["replica_weight"])
+            kept["replica_weight"] = _collectives.mean(weight, self.batch)
+        return kept
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from entropy_sgd_jax import _collectives
+from entropy_sgd_jax import _collectives, _trees
 from entropy_sgd_jax._typing import AxisName
 
 BLOCK = 64  # numbers with one scale; even
@@ -76,7 +76,7 @@ def mean(
     weights = _collectives.gather(weight, axis_name)
     total = jnp.sum(weights)
     received = jnp.where(mine, due, dequantise(Integers(*shares), bits))
-    share = jnp.tensordot(weights, received, 1) / total + waiting[me]
+    share = jnp.tensordot(weights, received, 1, precision=_trees.PRECISION) / total + waiting[me]
     rounded = quantise(share, bits)
     missed = jnp.where(total > 0, share - dequantise(rounded, bits), waiting[me])
     left_out = left_out.at[me].set(missed)

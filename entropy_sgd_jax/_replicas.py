@@ -66,7 +66,8 @@ def add_elastic_coupling(
 
     Raises:
       ValueError: for a negative strength or no axis; in ``update`` if ``params`` is missing,
-        the axis is not bound, or for a ``replica_weight``, since x̄ is the plain mean.
+        the axis is not bound, for a ``replica_weight``, since x̄ is the plain mean, or for updates
+        that JAX knows to be equal on all replicas.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax import add_elastic_coupling
@@ -103,6 +104,7 @@ def add_elastic_coupling(
             raise _checks.error("replica_weight", "left out of a coupling", "a weight", advice)
         _protocol.params(params)
         _protocol.bound("axis_name", axis_name)
+        _protocol.not_summed(updates, axis_name)
         rho = strength(state.count) if callable(strength) else strength
         center = _collectives.wide_mean(params, axis_name)
 
@@ -159,7 +161,8 @@ def average_over_replicas(
 
     Raises:
       ValueError: for ``bits`` or ``top_k`` out of range or without an axis; in ``update`` for an
-        axis that is not bound, or a concrete weight below 0.
+        axis that is not bound, a concrete weight below 0, or updates that JAX knows to be equal on
+        all replicas: inside `shard_map` it sums the gradient at replicated parameters.
 
     >>> import jax, jax.numpy as jnp
     >>> from entropy_sgd_jax import average_over_replicas
@@ -214,8 +217,9 @@ def average_over_replicas(
                 updates = _trees.where(weight == 0, nobody, updates)
             return updates, state
         _protocol.bound("axis_name", axis_name)
+        _protocol.not_summed(updates, axis_name)
         weight = jnp.where(_guard.all_finite(updates), weight, jnp.zeros_like(weight))
-        if exchange is None:
+        if exchange is None or not sum(map(jnp.size, jax.tree.leaves(updates))):
             return _collectives.weighted_mean(updates, weight, axis_name), state
         numbers, unravel = ravel_pytree(_trees.cast_like(updates, state.residual))
         residual, _ = ravel_pytree(state.residual)
@@ -467,8 +471,11 @@ def diloco(
     starts its next round at the common x with a fresh inner state. If the weights sum to 0,
     nobody steps.
 
+    All replicas start from one x: the steps are common, and what lies between two at the start
+    stays there.
+
     All other arguments are ``entropic``'s. Each replica may itself be data-parallel, over
-    ``batch_axis_name``.
+    ``batch_axis_name``, over which its weight is averaged.
 
     Args:
       learning_rate: of the outer step; 0.7 is DiLoCo's. 1.0 without momentum sets x to the mean
@@ -551,7 +558,8 @@ def diloco(
     def one(offset: int, fragment: int = 0) -> EntropicTransformation:
         own: LangevinOptions = {**options}
         if fragment:  # the first draws the noise of an optimizer alone
-            own["key"] = jax.random.fold_in(_noise.typed_key(own.get("key", 0)), fragment)
+            with jax.ensure_compile_time_eval():  # kept beyond the trace in which it is made
+                own["key"] = jax.random.fold_in(_noise.typed_key(own.get("key", 0)), fragment)
         return build(
             optax.chain(average_over_replicas(replica_axis_name, bits=bits, top_k=top_k), step),
             replica_axis_name=replica_axis_name,

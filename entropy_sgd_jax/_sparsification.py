@@ -38,8 +38,7 @@ def mean(
       The mean, equal on all replicas bit for bit, NaN if all weights are 0; and the next residual,
       which is the same if the weight is 0.
     """
-    due = numbers + DECAY * residual
-    chunks = jnp.pad(due, (0, -due.size % CHUNK)).reshape(-1, CHUNK)
+    chunks = _chunks(numbers) + DECAY * _chunks(residual)
     _, places = lax.top_k(jnp.abs(chunks), top_k)
     chosen = jnp.take_along_axis(chunks, places, axis=1)
     sent = chosen if bits is None else quantise(chosen, bits)
@@ -63,3 +62,12 @@ def mean(
     averaged = (lax.scan(add, zeros, everything)[0] / jnp.sum(weights)).reshape(-1)
     left_out = (chunks - spread(sent, places)).reshape(-1)[: numbers.size]
     return averaged[: numbers.size], jnp.where(weight == 0, residual, left_out)
+
+
+def _chunks(numbers: jax.Array) -> jax.Array:
+    """Whole chunks, padded with zeros.
+
+    Before any arithmetic: the pad of a sum of selects ends in a segmentation fault on several CPU
+    devices (XLA of JAX 0.10).
+    """
+    return jnp.pad(numbers, (0, -numbers.size % CHUNK)).reshape(-1, CHUNK)

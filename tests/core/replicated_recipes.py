@@ -23,12 +23,21 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from entropy_sgd_jax import anchor_params, diloco, parle, replica_average
+from entropy_sgd_jax import (
+    anchor_params,
+    average_over_replicas,
+    diloco,
+    elastic_sgd,
+    entropic,
+    parle,
+    replica_average,
+)
 
 UPDATES, L, REPLICAS = 2, 4, 8
 START = {"w": jnp.zeros(3), "b": jnp.ones(())}
 DATA = jnp.arange(8.0)
 BYTES = {"diloco in integers": {"bits": 8}, "diloco of the largest": {"top_k": 2}}
+AS_USUAL = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 SHARED, OWN = PartitionSpec(), PartitionSpec("replica")
 
 
@@ -76,10 +85,13 @@ def all_reduces(hlo: str) -> int:
     return len(re.findall(r" all-reduce(?:-start)?\(", hlo))
 
 
-def refusal(tx: Any, mesh: Any) -> str:
+def refusal(tx: Any, mesh: Any, scanned: bool = False) -> str:
     """What a gradient is told that JAX has summed over the replicas."""
 
     def step(params: Any, state: Any, data: Any) -> Any:
+        if scanned:
+            call = dict(grad_fn=grad_fn, batches=jnp.broadcast_to(data, (L,)))
+            return tx.update(None, state, params, **call)[0]
         return tx.update(grad_fn(params, data[0]), state, params)[0]
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(SHARED, SHARED, OWN), out_specs=SHARED)
@@ -88,6 +100,51 @@ def refusal(tx: Any, mesh: Any) -> str:
     except ValueError as error:
         return str(error)
     return "nothing"
+
+
+def one_is_sick(mesh: Any) -> bool:
+    """Whether the others go on together, sending their largest numbers.
+
+    Compiled as users do: where this ends in a segmentation fault, it is XLA's.
+    """
+    start = {"w": jnp.linspace(0, 1, 70), "b": jnp.ones(())}
+    tx = diloco(
+        replica_axis_name="replica", inner_steps=L, inner_optimizer=optax.adamw(0.05),
+        streaming=True, top_k=64,
+    )  # fmt: skip
+
+    def train(data: Any) -> Any:
+        def step(carry: Any, number: jax.Array) -> Any:
+            params, state = carry
+            sick = (data[0] == 1) & (number == 2)
+            grads = jax.tree.map(lambda x: jnp.where(sick, jnp.nan, x - data[0]), params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(5 * L))
+        return jax.tree.map(lambda leaf: leaf[None], anchor_params(state, params))
+
+    specs = dict(in_specs=OWN, out_specs=OWN, check_vma=False)
+    step = jax.jit(jax.shard_map(train, mesh=mesh, **specs), compiler_options=AS_USUAL)
+    leaves = [leaf for _ in range(20) for leaf in jax.tree.leaves(step(DATA))]
+    return all(bool((leaf == leaf[:1]).all() & jnp.isfinite(leaf).all()) for leaf in leaves)
+
+
+def two_on_each_device(fewer: dict[str, int]) -> float:
+    """How far replicas of a `vmap` on each device get from the same in one `vmap`."""
+    mesh = jax.make_mesh((REPLICAS // 2,), ("device",), axis_types=(AxisType.Auto,))
+
+    def train(axis: Any, datum: Any) -> Any:
+        inner = optax.sgd(0.05)
+        tx = diloco(replica_axis_name=axis, inner_steps=L, inner_optimizer=inner, **fewer)
+        call = dict(grad_fn=grad_fn, batches=jnp.broadcast_to(datum, (L,)))
+        return tx.update(None, tx.init(START), START, **call)[0]
+
+    alone = jax.vmap(lambda datum: train("replica", datum), axis_name="replica")
+    inside = jax.vmap(lambda datum: train(("device", "local"), datum), axis_name="local")
+    own = PartitionSpec("device")
+    nested = jax.shard_map(inside, mesh=mesh, in_specs=own, out_specs=own, check_vma=False)
+    return deviation(jax.jit(nested)(DATA), jax.jit(alone)(DATA))
 
 
 def main() -> None:
@@ -129,7 +186,15 @@ def main() -> None:
             # Less one for the mean at the end.
             found[recipe] = [gap, all_reduces(program.as_text()) - 1]
     mesh = jax.make_mesh((REPLICAS,), ("replica",), axis_types=(AxisType.Auto,))
-    found["refusal"] = refusal(make("diloco", True), mesh)
+    mean = average_over_replicas("replica")
+    found["refusals"] = [
+        refusal(make("diloco", True), mesh),
+        refusal(optax.chain(mean, optax.sgd(1.0)), mesh),
+        refusal(elastic_sgd(0.1, replica_axis_name="replica", coupling=0.1), mesh),
+        refusal(entropic(optax.chain(mean, optax.sgd(1.0)), inner_steps=L), mesh, scanned=True),
+    ]
+    found["two on each device"] = [*map(two_on_each_device, ({}, *BYTES.values()))]
+    found["one is sick"] = one_is_sick(mesh)
     print(json.dumps(found, indent=1))
 
 

@@ -108,6 +108,51 @@ def test_fragments_are_their_equations(labels: Any, options: Any, spelled: str) 
             np.testing.assert_array_equal(x, x[:, :1].repeat(N, axis=1))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"fragments": THREE}, {"offset": 4}, {"delay": 2}, {"blend": 0.25}],
+    ids=str,
+)
+def test_parameters_may_be_replaced_before_the_first_update(options: Any) -> None:
+    """As by a checkpoint that is restored after `init`: the state follows them."""
+    tx = diloco(0.7, 0.8, inner_steps=L, streaming=True, **SPELLED["optimizer"], **options)
+    start, update = {name: jnp.ones(size) for name, size in SIZES.items()}, jax.jit(tx.update)
+    zeros = jax.tree.map(jnp.zeros_like, start)
+
+    def train(state: Any, params: Any) -> Any:
+        history = []
+        for step in range(GRADIENTS):
+            history.append((params, anchor_params(state, params)))
+            grads = {name: jnp.tanh(x - DATA[name][step, 0]) for name, x in params.items()}
+            updates, state = update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return history
+
+    assert_same(train(tx.init(zeros), start), train(tx.init(start), start))
+
+
+@pytest.mark.parametrize("options", [{"delay": 2}, {"blend": 0.25}], ids=str)
+def test_x_is_not_moved_with_parameters_that_are_not_x(options: Any) -> None:
+    """Where a cycle ends, x′ is not x in a stream with a delay or a blend."""
+    tx = diloco(0.7, 0.8, inner_steps=3, streaming=True, **SPELLED["optimizer"], **options)
+    params = jnp.ones(3)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(1, 10):
+        updates, state = update(jnp.ones(3), state, params)
+        params = optax.apply_updates(params, updates)
+        assert_same(anchor_params(state, params + 1), anchor_params(state, params))
+        assert_same(state.count, jnp.int32(step // 3))
+
+
+def test_the_shapes_of_a_state_leave_no_trace() -> None:
+    tx = diloco(
+        inner_steps=L, streaming=True, fragments=TWO, noise_scale=0.1, **SPELLED["optimizer"]
+    )
+    params = {name: jnp.ones(size) for name, size in SIZES.items()}
+    shapes = jax.eval_shape(tx.init, params)
+    assert jax.tree.map(jnp.shape, tx.init(params)) == jax.tree.map(jnp.shape, shapes)
+
+
 def test_fragments_may_be_a_function_of_the_parameters() -> None:
     by_name = stream(SPELLED["direction"], fragments=TWO)
     by_function = stream(
@@ -179,11 +224,21 @@ def test_fragments_draw_noise_of_their_own() -> None:
     assert gaps.min() > 1e-3
 
 
+def test_fragments_of_other_parameters_are_named() -> None:
+    tx = diloco(inner_steps=L, streaming=True, fragments=TWO, **SPELLED["optimizer"])
+    with pytest.raises(ValueError, match="`fragments` must be a tree like `params`; got one that"):
+        tx.init({"a": jnp.ones(4), "z": jnp.ones(2)})
+
+
 REFUSED = {
     "offset in scan mode": (dict(offset=1), "`offset` must be 0 without streaming=True"),
     "delay in scan mode": (dict(delay=1), "`delay` must be 0 without streaming=True"),
     "blend in scan mode": (dict(blend=0.5), "`blend` must be 0 without streaming=True"),
     "fragments in scan mode": (dict(fragments=TWO), "`fragments` must be None without"),
+    "fragments of no steps": (
+        dict(fragments=TWO, streaming=True, inner_steps=0),
+        "`fragments` must be None without .*Pass streaming=True, and inner_steps of at least 1",
+    ),
     "a long offset": (dict(offset=L, streaming=True), r"`offset` must be an integer in \[0, 5\]"),
     "a long delay": (dict(delay=L, streaming=True), r"`delay` must be an integer in \[0, 5\]"),
     "a traced blend": (
@@ -206,7 +261,7 @@ def test_refused(name: str) -> None:
     options = dict(options)
 
     def build(blend: Any) -> Any:
-        diloco(inner_steps=L, inner_learning_rate=0.1, **(options | {"blend": blend}))
+        diloco(**({"inner_steps": L, "inner_learning_rate": 0.1} | options | {"blend": blend}))
         return blend
 
     traced, blend = options.pop("traced", False), options.get("blend", 0.0)

@@ -14,7 +14,13 @@ import optax
 import pytest
 
 import entropy_sgd_jax as esj
-from tests.core.helpers import ROUNDED_AS_USUAL, double_precision, run_program
+from tests.core.helpers import (
+    MODES,
+    ROUNDED_AS_USUAL,
+    double_precision,
+    outer_step,
+    run_program,
+)
 from tests.core.reference import SGD, Adam, Momentum
 
 N, D, L, UPDATES = 3, 5, 4, 6  # replicas, parameters, Langevin steps, outer steps
@@ -385,6 +391,43 @@ def test_muon_runs_inside() -> None:
     after = float(jnp.abs(params["w"][0] - center).mean())
     assert after < 0.5 * before
     np.testing.assert_array_equal(params["w"][0], params["w"][1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_devices_that_share_a_batch_weigh_their_replica_together(mode: str) -> None:
+    """Each says what it has seen; the replica counts by their mean, and they stay equal."""
+    targets = jnp.array([1.0, 5.0])  # of two replicas, each on two devices
+    weights = jnp.array([[1.0, 3.0], [2.0, 1.0]])
+
+    def ends(targets: Any, weights: Any, **axes: Any) -> Any:
+        tx = esj.diloco(
+            1.0, None, replica_axis_name="replica", inner_steps=2, streaming=mode == "streaming",
+            inner_optimizer=optax.sgd(0.1), **axes,
+        )  # fmt: skip
+
+        def train(target: Any, weight: Any) -> Any:
+            step, params = outer_step(tx, mode, replica_weight=weight), jnp.zeros(())
+            return step(params, tx.init(params), jnp.broadcast_to(target, (2,)))[0]
+
+        inner = jax.vmap(train, axis_name="data") if axes else train
+        return jax.jit(jax.vmap(inner, axis_name="replica"))(targets, weights)
+
+    apart = ends(jnp.tile(targets[:, None], 2), weights, batch_axis_name="data")
+    together = ends(targets, weights.mean(1))
+    np.testing.assert_array_equal(apart, np.full((2, 2), apart[0, 0]))
+    np.testing.assert_allclose(apart[:, 0], together, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fewer", [{"bits": 4}, {"top_k": 64}], ids=str)
+def test_replicas_without_a_parameter_exchange_nothing(fewer: dict[str, int]) -> None:
+    tx = esj.diloco(replica_axis_name="r", inner_steps=2, inner_optimizer=optax.sgd(0.1), **fewer)
+    params = {"w": jnp.ones((2, 0))}
+    state = jax.vmap(tx.init)(params)
+    update = jax.vmap(
+        lambda state, params: tx.update(None, state, params, grad_fn=lambda x, _: x),
+        axis_name="r",
+    )
+    assert update(state, params)[0]["w"].shape == (2, 0)
 
 
 @pytest.mark.parametrize(
