@@ -55,9 +55,12 @@ class Island:
         both = jax.value_and_grad(loss)
 
         def train(params: Any, state: Any, batches: jax.Array) -> Any:
+            refused = entropic_diagnostics(state).refused_updates
             updates, state = tx.update(None, state, params, value_and_grad_fn=both, batches=batches)
-            found = entropic_diagnostics(state).inner_loss
-            return jax.tree.map(jnp.negative, updates), state, found
+            found = entropic_diagnostics(state)
+            # A round that does not count moved nothing: it must not vote for standing still.
+            its_loss = jnp.where(found.refused_updates > refused, jnp.nan, found.inner_loss)
+            return jax.tree.map(jnp.negative, updates), state, its_loss
 
         self.step = jax.jit(train)
 
@@ -66,9 +69,9 @@ class Island:
         if round_number == self.slow_round:
             time.sleep(self.slow_seconds)
         batches = draw(self.text, [self.number, round_number], (INNER_STEPS, self.batch))
-        moved, self.state, found = self.step(x, self.state, batches)
+        moved, self.state, mean_loss = self.step(x, self.state, batches)
         message, tokens = self.sender.send(moved), INNER_STEPS * self.batch
-        return Answer(message, tokens, float(found), os.getpid())
+        return Answer(message, tokens, float(mean_loss), os.getpid())
 
 
 def coordinate(options: argparse.Namespace, console: Console, checkpoints: Checkpoints) -> None:
@@ -83,7 +86,8 @@ def coordinate(options: argparse.Namespace, console: Console, checkpoints: Check
         return Island.remote(number, slow, options.deadline + 2)
 
     islands, processes = Islands(start), {}
-    for _ in range(options.islands):
+    joined = options.join is not None and options.join <= done
+    for _ in range(options.islands + joined):
         islands.join()
     for number in range(done + 1, options.rounds + 1):
         if number == options.join:

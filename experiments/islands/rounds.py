@@ -16,7 +16,7 @@ class Answer(NamedTuple):
 
     pseudo_gradient: Message
     tokens: int  # that it has seen in this round
-    loss: float  # mean over the round's gradients
+    loss: float  # mean over the round's gradients; NaN if the round does not count
     process: int  # in which it runs
 
 
