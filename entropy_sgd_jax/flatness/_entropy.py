@@ -48,7 +48,7 @@ def local_entropy(
     along a chain enters.
 
     Cost, for each scope: `num_steps` + 2 gradients of each of `num_chains` + 8 chains over the
-    data, in as many passes, and as much again for each round of the fit: 2 to 10, 64 at most; up
+    data, in as many passes, and as much again for each round of the fit: 3 to 11, 65 at most; up
     to 256 Hessian-vector products. Memory for three vectors like ``params`` for each chain and for
     one for each axis, and the intermediate values of as many batches at once.
 
@@ -74,8 +74,7 @@ def local_entropy(
       F in nats and its standard error, in the shape of `scope`. The error is that of the spread of
       exp(−W) over the chains, or what a normal distribution of W would have if that is more, and
       the rounding of what F is the sum of. An error below 1 is sound, except for a valley so
-      narrow that no chain has entered it, and for a loss that is steep on one side and flat on the
-      other, where F may be too low by nats; an error above 1 means only that the estimate is
+      narrow that no chain has entered it; an error above 1 means only that the estimate is
       unreliable, which a warning says outside ``jax.jit``: take more steps.
 
     Raises:

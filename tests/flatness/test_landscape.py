@@ -248,6 +248,21 @@ def test_a_bad_estimate_is_warned_of() -> None:
     assert error > 1
 
 
+@pytest.mark.parametrize("height", [1e3, 1e5])
+def test_local_entropy_at_a_wall_beside_a_plain(height: float) -> None:
+    """f = h max(x, 0): F = log(√(π/2) + ∫₀^∞ exp(−h x − x²/2) dx), of which the last is 1/h."""
+    estimate = jax.jit(
+        lambda key: flatness.local_entropy(
+            lambda x, batch: height * jnp.maximum(x, 0), jnp.zeros(()), jnp.zeros((1, 1)), 1.0,
+            num_chains=256, key=key,
+        )
+    )  # fmt: skip
+    values, errors = map(np.array, zip(*map(estimate, range(10)), strict=True))
+    exact = math.log(math.sqrt(math.pi / 2) + 1 / height)
+    assert errors.max() < 0.3
+    assert abs(values.mean() - exact) < 3 * np.sqrt(np.mean(errors**2) / 10)
+
+
 def test_local_entropy_between_walls() -> None:
     """A loss of 0 in (−1.5, 1.5), else infinite: F = log √2π P(|ξ| < 1.5)."""
 
