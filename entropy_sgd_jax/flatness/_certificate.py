@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,16 +40,18 @@ class PacBayesBound(NamedTuple):
     ladder: TemperatureLadder
 
     def check(self) -> None:
-        """Warns of all that speaks against the bound. Outside of ``jax.jit`` that has been done."""
-        for message in _doubts(self):
-            warnings.warn(message, stacklevel=3)
+        """Warns of all that speaks against the bound, or against each of a stack from `jax.vmap`.
+
+        Outside of ``jax.jit`` that is already done.
+        """
+        _checks.warn_of_each(self, _doubts)
 
 
 def _doubts(it: PacBayesBound) -> Iterator[str]:
-    if np.isnan(np.asarray(it.ladder.errors)).any():
+    if np.isnan(it.ladder.errors).any():
         yield "What is certified has left [0, 1], or is not finite: there is no bound."
     chains = len(jax.tree.leaves(it.draws)[0])
-    ladder: TemperatureLadder = jax.tree.map(np.asarray, it.ladder)
+    ladder = it.ladder
     used = ladder.inverse_temperatures <= float(it.inverse_temperature)
     limit = 3 + 16 / (chains - 1)  # about what Student's distribution asks for, for all rungs
     late = used & ~((ladder.r_hat <= _HIGH_R_HAT) & (np.abs(ladder.drift) <= limit))
@@ -192,7 +193,7 @@ def pac_bayes_bound(
     bound = _concluded(params, ascent)
     if not _trees.is_traced(bound):
         _check_range(bound, "loss" if error is None else "error")
-        bound.check()
+        _checks.warn_of_each(bound, _doubts)
     return bound
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -107,6 +107,20 @@ def warn_where(wrong: jax.Array, message: str) -> None:
     """Warns if any of `wrong` holds, unless they are traced, under `jax.jit`."""
     if not isinstance(wrong, Tracer) and bool(wrong.any()):
         warnings.warn(message, stacklevel=3)
+
+
+def warn_of_each(result: Any, doubts: Callable[[Any], Iterable[str]]) -> None:
+    """Warns of the doubts about a result, or about each of a stack from `jax.vmap`.
+
+    Args:
+      result: a named tuple whose `value` is of shape () if it is a single one.
+      doubts: what there is to say about a single one, whose arrays are NumPy's.
+    """
+    known = jax.tree.map(np.asarray, result)
+    for place in np.ndindex(known.value.shape):
+        where = f"At {list(place)}: " if place else ""
+        for message in doubts(jax.tree.map(lambda leaf, place=place: leaf[place], known)):
+            warnings.warn(where + message, stacklevel=3)
 
 
 def key(value: Any) -> jax.Array:

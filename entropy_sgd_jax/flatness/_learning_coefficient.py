@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -47,9 +46,11 @@ class LearningCoefficient(NamedTuple):
     departure: jax.Array  # of ‖w − w₀‖², likewise
 
     def check(self) -> None:
-        """Warns of all that casts doubt on the value; outside ``jax.jit`` that is already done."""
-        for message in _doubts(jax.tree.map(np.asarray, self)):
-            warnings.warn(message, stacklevel=3)
+        """Warns of all that casts doubt on the value, or on each of a stack from `jax.vmap`.
+
+        Outside of ``jax.jit`` that is already done.
+        """
+        _checks.warn_of_each(self, _doubts)
 
 
 def _doubts(it: LearningCoefficient) -> Iterator[str]:
@@ -211,7 +212,7 @@ def local_learning_coefficient(
         measure(data, *arguments) if progress else data.program(measure, *arguments)
     )
     if not _trees.is_traced(estimate):
-        estimate.check()
+        _checks.warn_of_each(estimate, _doubts)
     return estimate
 
 

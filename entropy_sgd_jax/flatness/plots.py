@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from entropy_sgd_jax import _checks
 from entropy_sgd_jax.flatness._chain_figures import learning_coefficients, traces
 from entropy_sgd_jax.flatness._estimates import Estimate
 from entropy_sgd_jax.flatness._figures import BLUE, INK, new_figure
@@ -41,6 +42,9 @@ def spectrum(eigenvalues: npt.ArrayLike, *, title: str = "Eigenvalues of the Hes
       eigenvalues: of ``exact_spectrum``, shape (n,).
       title: above the picture.
 
+    Raises:
+      ValueError: if there are none, or one is not finite.
+
     >>> from entropy_sgd_jax.flatness import plots
     >>> figure = plots.spectrum([-0.1, 0.0, 0.0, 0.001, 0.2, 5.0])
 
@@ -49,6 +53,10 @@ def spectrum(eigenvalues: npt.ArrayLike, *, title: str = "Eigenvalues of the Hes
       Figure 1.
     """
     values = np.asarray(eigenvalues)
+    if not values.size or not np.isfinite(values).all():
+        got = f"{np.count_nonzero(~np.isfinite(values))} of {values.size} that are not finite"
+        advice = "Look at the gradient at these parameters."
+        raise _checks.error("eigenvalues", "finite, one or more", got, advice)
     figure, axes = new_figure(7.5, 5, title)
     _histogram(axes, values, values.min(), values.max())
     axes.set(xlabel="eigenvalue", ylabel="number of eigenvalues")
@@ -114,17 +122,17 @@ def energy_profiles(
     """The local energy of several solutions against the strength of the perturbation.
 
     Args:
-      profiles: from the name of each solution to its strengths, shape (points,), and what
+      profiles: from the name of each solution to its strengths, shape (points,) or (), and what
         ``local_energy`` gave for them.
       ylabel: what rises, with its unit.
       title: above the picture.
     """
     figure, axes = new_figure(6.5, 4.5, title)
     for name, (strengths, estimate) in profiles.items():
-        value, error = map(np.asarray, estimate)
-        (line,) = axes.plot(strengths, value, lw=2, label=name)
+        at, value, error = map(np.atleast_1d, (strengths, *estimate))
+        (line,) = axes.plot(at, value, "o-" if at.size == 1 else "-", lw=2, label=name)
         axes.fill_between(
-            strengths, value - error, value + error, color=line.get_color(), alpha=0.25, lw=0
+            at, value - error, value + error, color=line.get_color(), alpha=0.25, lw=0
         )
     axes.set(xlabel="strength σ of the perturbation w + σ z ⊙ w", ylabel=ylabel)
     axes.margins(x=0)

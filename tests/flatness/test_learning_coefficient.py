@@ -422,6 +422,21 @@ def test_jit_gives_the_same_and_warns_when_asked(method: str) -> None:
         compiled.check()
 
 
+def test_each_of_a_stack_is_checked() -> None:
+    """Chains of 200 steps arrive in a small neighbourhood, and not in a large one."""
+
+    def run(scope: Any) -> flatness.LearningCoefficient:
+        options = {"inverse_temperature": 100.0, "num_steps": 200, "scope": scope}
+        return coefficient(quadratic, jnp.zeros(20), jnp.zeros((1, 1)), **options)
+
+    stack = jax.vmap(run)(jnp.array([1e4, 1e-6]))
+    assert stack.value.shape == (2,)
+    with pytest.warns(UserWarning, match="have not arrived") as caught:
+        stack.check()
+    assert [str(warning.message)[:8] for warning in caught] == ["At [1]: "]
+    assert caught[0].filename == __file__
+
+
 def test_hyper_parameters_may_be_traced() -> None:
     def run(beta: Any, scope: Any, step_size: Any) -> Any:
         return coefficient(

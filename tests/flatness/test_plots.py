@@ -31,6 +31,9 @@ DRAWN = {
     "profiles": lambda: plots.energy_profiles(
         {"a": (np.arange(3), flatness.Estimate(jnp.arange(3.0), jnp.ones(3)))}
     ),
+    "a profile of one": lambda: plots.energy_profiles(
+        {"a": (0.1, flatness.Estimate(jnp.ones(()), jnp.ones(())))}
+    ),
     "line": lambda: plots.slice_between(
         plain(NET.loss), NET.params, OTHER, NET.ragged, names=("SGD", "SAM"), points=5
     ),
@@ -56,6 +59,12 @@ def test_every_picture_has_labels_and_can_be_saved(name: str) -> None:
 def test_spectrum_has_two_insets() -> None:
     assert len(plots.spectrum(EIGENVALUES).axes[0].child_axes) == 2
     assert len(plots.spectrum(np.ones(3)).axes[0].child_axes) == 1
+
+
+@pytest.mark.parametrize("eigenvalues", [[], [1.0, np.nan]], ids=str)
+def test_no_picture_of_what_is_not_finite(eigenvalues: list[float]) -> None:
+    with pytest.raises(ValueError, match="`eigenvalues` must be finite, one or more; got"):
+        plots.spectrum(eigenvalues)
 
 
 def test_traces_show_the_loss_over_the_distance() -> None:
