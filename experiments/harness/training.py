@@ -3,7 +3,7 @@
 The unit is a *round*: `inner_steps` gradient evaluations, as a rule one on each of as many
 mini-batches. An Optax optimizer makes `inner_steps` updates of them, Entropy-SGD one. A seed stands
 for the initial parameters, the batches, the dropout masks and the Langevin noise; optimizers with
-the same seed start from the same parameters and see the same batches.
+the same seed and rounds start from the same parameters and see the same batches.
 """
 
 from __future__ import annotations
@@ -217,24 +217,37 @@ def draw_segment(
     rounds, batches = budget.segments[0], budget.batches
 
     def draw_seed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        key = jax.random.fold_in(jax.random.fold_in(key, 2), index)
+        whole = jax.random.fold_in(key, 2)
+        key = jax.random.fold_in(whole, index)
         count = rounds * batches * budget.batch_size
         if budget.sampling == "streams":
             order = in_streams(index * rounds * batches, count, budget.batch_size, examples)
         elif budget.sampling == "replacement":
             order = jax.random.randint(key, (count,), 0, examples)
         else:
-            order = shuffled_passes(key, count, examples)
+            order = shuffled_passes(whole, index, count, examples)
         masks = jax.random.split(jax.random.fold_in(key, 3), (rounds, batches))
         return order.reshape(rounds, batches, budget.batch_size), masks
 
     return jax.vmap(draw_seed)(keys)
 
 
-def shuffled_passes(key: jax.Array, count: int, examples: int) -> jax.Array:
-    """The first `count` indices of shuffled passes over the examples, one after another."""
-    keys = jax.random.split(key, math.ceil(count / examples))
-    return jax.vmap(lambda key: jax.random.permutation(key, examples))(keys).reshape(-1)[:count]
+def shuffled_passes(key: jax.Array, part: Any, count: int, examples: int) -> jax.Array:
+    """`count` indices, which are part number `part`, of shuffled passes over the examples.
+
+    A pass goes on where a part ends. There is a key for as many passes as a part holds in full.
+    """
+    passes, rest = divmod(count, examples)
+    together = max(passes, 1)
+    start = part * rest  # after part · passes of them; the product of all is beyond 32 bits
+    numbers = part * passes + start // examples + jnp.arange(passes + 2)
+
+    def shuffled(number: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.fold_in(key, number // together), together)
+        return jax.random.permutation(keys[number % together], examples)
+
+    order = jax.vmap(shuffled)(numbers).reshape(-1)
+    return lax.dynamic_slice(order, (start % examples,), (count,))
 
 
 def in_streams(first: Any, count: int, streams: int, examples: int) -> jax.Array:

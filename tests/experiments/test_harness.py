@@ -106,12 +106,16 @@ def test_each_seed_has_noise_of_its_own():
     assert len(np.unique(jax.random.key_data(state.rng_key), axis=0)) == SEEDS
 
 
-def test_batches_pass_through_all_images_before_any_comes_again():
-    order = np.asarray(training.shuffled_passes(jax.random.key(0), count=28, examples=12))
-    assert order.shape == (28,)
-    for begin in (0, 12):
-        np.testing.assert_array_equal(np.sort(order[begin : begin + 12]), np.arange(12))
-    assert (order[:12] != order[12:24]).any()
+@pytest.mark.parametrize("measurements", [1, 2, 3, 5, 9])
+def test_batches_pass_through_all_images_before_any_comes_again(measurements):
+    """However often is measured: twelve images, in segments of 1/3 to 3 passes."""
+    budget = training.Budget(9, 2, 2, measurements=measurements)
+    keys = jax.vmap(jax.random.key)(jnp.arange(1))
+    parts = [training.draw_segment(keys, index, budget, 12)[0] for index in range(4)]
+    passes = np.concatenate([np.ravel(part) for part in parts])
+    passes = passes[: len(passes) // 12 * 12].reshape(-1, 12)
+    np.testing.assert_array_equal(np.sort(passes), np.tile(np.arange(12), (len(passes), 1)))
+    assert len(np.unique(passes, axis=0)) == len(passes)
 
 
 def test_seeds_and_segments_see_batches_of_their_own():
