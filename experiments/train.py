@@ -155,21 +155,26 @@ class Announced(Checkpoints):
         self,
         folder: pathlib.Path,
         configuration: dict[str, Any],
-        budget: training.Budget,
+        log: logs.Log,
         console: Console,
     ) -> None:
         super().__init__(folder, configuration)
-        self.folder, self.budget, self.console = folder, budget, console
+        self.folder, self.log, self.console = folder, log, console
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The newest checkpoint, as before."""
         restored = super().restore(like)
-        if restored is None:
-            self.console.out(f"Starts from the beginning, in {self.folder.parent}")
+        if restored is not None:
+            count = f"{self.log.measured[restored[0]]:,} of {self.log.measured[-1]:,}"
+            self.console.out(
+                f"Goes on from {self.folder / str(restored[0])}, after {count} gradient evaluations"
+            )
+        elif self.log.finished:
+            self.console.out("It had ended, and its checkpoints are gone: shown from its log")
         else:
-            done = sum(self.budget.segments[: restored[0]]) * self.budget.inner_steps
-            count = f"{done:,} of {self.budget.gradient_evaluations:,} gradient evaluations"
-            self.console.out(f"Goes on from {self.folder / str(restored[0])}, after {count}")
+            before = self.log.set_aside()
+            kept = f"; what was measured before is kept in {before.name}" if before else ""
+            self.console.out(f"Starts from the beginning, in {self.folder.parent}{kept}")
         return restored
 
 
@@ -179,11 +184,11 @@ def main(arguments: list[str] | None = None) -> None:
     with made(folder, "--out"):
         run = prepare(options)
         configuration = describe(options, run)
-        log = logs.Log(folder, configuration)
+        log = logs.Log(folder, configuration, run.budget.measured)
     console = Console(highlight=False)
     console.out("Settings:", in_use(run.settings, options.workload, options.optimizer))
     with (
-        Announced(folder / "checkpoints", configuration, run.budget, console) as checkpoints,
+        Announced(folder / "checkpoints", configuration, log, console) as checkpoints,
         report.progress_bar(console) as progress,
     ):
         measurements = training.train(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import math
+import os
 import pathlib
 import platform
 from collections.abc import Iterable, Iterator
@@ -41,31 +43,62 @@ class Line(NamedTuple):
     seconds: float  # of training, so far
 
 
+class Known(NamedTuple):
+    """What a log says."""
+
+    head: dict[str, Any]  # configuration, versions, and where it was resumed under which
+    lines: list[Line]
+
+
+def _counts(lines: list[Line]) -> list[float]:
+    return [line.measurement.gradient_evaluations for line in lines]
+
+
 class Log:
     """Writes measurements down, line by line.
 
     If a training resumes from a checkpoint, the log up to the first new measurement is kept, and
-    what follows, which was measured but not saved, is dropped.
+    what follows, which was measured but not saved, is dropped. Without a checkpoint a finished log
+    stays as it is, and another one is moved aside.
     """
 
-    def __init__(self, folder: pathlib.Path, configuration: dict[str, Any]):
+    def __init__(self, folder: pathlib.Path, configuration: dict[str, Any], measured: list[int]):
         """The `configuration` says as `part` what stands in for the test set, if anything.
 
-        Raises InputError if the folder has a log of other settings, or another file in its place.
+        `measured` has the gradient evaluations at each measurement. Raises InputError if the folder
+        has a log of other settings, or another file in its place.
         """
-        self.folder, self.configuration = folder, configuration
+        self.folder, self.configuration, self.measured = folder, configuration, measured
         self.count, self.seconds = 0.0, 0.0  # gradient evaluations and training time so far
-        known, self.lines = _read(folder / FILE) or (configuration, [])
-        if different := differences(known, configuration):
+        known = _read(folder / FILE) or Known({"configuration": configuration}, [])
+        self.head, self.lines = known
+        if different := differences(self.head["configuration"], configuration):
             raise InputError(
                 f"{folder / FILE} is of other settings: {different}. Give another --out, or move "
                 "it away"
             )
 
+    @property
+    def finished(self) -> bool:
+        """Whether it ends where the training does."""
+        return _counts(self.lines)[-1:] == self.measured[-1:]
+
+    def set_aside(self) -> pathlib.Path | None:
+        """Moves a log of some training out of the way; returns where it is now, if it was one."""
+        if len(self.lines) < 2:
+            return None
+        names = (self.folder / f"metrics-{number}.jsonl" for number in itertools.count(1))
+        free = next(path for path in names if not path.exists())
+        (self.folder / FILE).rename(free)
+        self.lines = []
+        return free
+
     def follow(self, measurements: Iterable[Measurement]) -> Iterator[Measurement]:
         """Passes the measurements on, after each is written."""
         writer = None
         for measurement in measurements:
+            if measurement.gradient_evaluations == 0 and self.finished:
+                return  # the checkpoints are gone
             if writer is None:
                 self._make_way(measurement.gradient_evaluations)
                 step = measurement.gradient_evaluations
@@ -73,6 +106,8 @@ class Log:
             line = self._line(measurement)
             with (self.folder / FILE).open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())  # before the checkpoint, which belongs to it
             _write_scalars(writer, line)
             yield measurement
         if writer is not None:
@@ -82,12 +117,18 @@ class Log:
         """Keeps the lines below `count` gradient evaluations."""
         path = self.folder / FILE
         kept = [line for line in self.lines if line.measurement.gradient_evaluations < count]
-        if count > 0 and not kept:
-            raise InputError(f"{path}, which belongs to the checkpoints, is gone: give --out")
+        if _counts(kept) != [known for known in self.measured if known < count]:
+            raise InputError(
+                f"{path} lacks measurements from before the checkpoint, which goes on to {count:,} "
+                "gradient evaluations: give another --out, or remove the checkpoints to start over"
+            )
+        head = {"configuration": self.configuration, "versions": versions()}
         if kept:
             self.count, self.seconds = kept[-1].measurement.gradient_evaluations, kept[-1].seconds
-        head = json.dumps({"configuration": self.configuration, "versions": versions()})
-        write_whole(path, "".join(f"{text}\n" for text in [head, *(line.text for line in kept)]))
+            now = {"gradient_evaluations": int(self.count), "versions": head["versions"]}
+            head = self.head | {"resumed": [*self.head.get("resumed", []), now]}
+        texts = [json.dumps(head), *(line.text for line in kept)]
+        write_whole(path, "".join(f"{text}\n" for text in texts))
 
     def _line(self, measurement: Measurement) -> dict[str, Any]:
         """Numbers only; what is not finite, as after a divergence, becomes null."""
@@ -117,9 +158,10 @@ def _write_scalars(writer: SummaryWriter, line: dict[str, Any]) -> None:
 
 def read(folder: pathlib.Path, name: str = FILE) -> tuple[dict[str, Any], list[Measurement], float]:
     """The configuration, all measurements and the seconds of a training that is finished."""
-    configuration, lines = _read(folder / name) or ({}, [])
-    if not lines:
+    known = _read(folder / name)
+    if known is None or not known.lines:
         raise InputError(f"{folder / name} is missing or no log of train.py")
+    configuration, lines = known.head["configuration"], known.lines
     measurements = [line.measurement for line in lines]
     done, whole = measurements[-1].gradient_evaluations, configuration["gradient_evaluations"]
     if done < whole:
@@ -127,22 +169,22 @@ def read(folder: pathlib.Path, name: str = FILE) -> tuple[dict[str, Any], list[M
     return configuration, measurements, lines[-1].seconds
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[Line]] | None:
-    """The configuration and the measurements, or None if there is no complete line."""
-    configuration: dict[str, Any] = {}
+def _read(path: pathlib.Path) -> Known | None:
+    """The head and the measurements, or None if there is no complete line."""
+    head: dict[str, Any] = {}
     lines: list[Line] = []
     try:
         for text in _whole_lines(path):
-            if configuration:
-                lines.append(_measured(text, configuration, lines))
+            if head:
+                lines.append(_measured(text, head["configuration"], lines))
             else:
-                configuration = _configuration(text)
+                head = _head(text)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-        place = f"line {len(lines) + bool(configuration) + 1}: {type(error).__name__}"
+        place = f"line {len(lines) + bool(head) + 1}: {type(error).__name__}"
         raise InputError(f"{path} is no log of train.py, or damaged ({place})") from error
-    return (configuration, lines) if configuration else None
+    return Known(head, lines) if head else None
 
 
 def _whole_lines(path: pathlib.Path) -> Iterator[str]:
@@ -156,9 +198,12 @@ def _whole_lines(path: pathlib.Path) -> Iterator[str]:
         raise ValueError(f"a line of more than {LINE:,} bytes")
 
 
-def _configuration(text: str) -> dict[str, Any]:
+def _head(text: str) -> dict[str, Any]:
     """Checked as far as the rest is read and shown by it."""
-    known = json.loads(text)["configuration"]
+    head: dict[str, Any] = json.loads(text)
+    known, resumed = head["configuration"], head.get("resumed", [])
+    if type(resumed) is not list:
+        raise TypeError("resumed")
     names = settings.WORKLOADS, contestants.RECIPES, ("test", "validation")
     for key, allowed in zip(("workload", "optimizer", "part"), names, strict=True):
         if known[key] not in allowed:
@@ -166,7 +211,7 @@ def _configuration(text: str) -> dict[str, Any]:
     for key in ("seeds", "gradient_evaluations"):
         if type(known[key]) is not int or known[key] < 1:
             raise ValueError(f"{key} {known[key]!r}")
-    return known
+    return head
 
 
 def _measured(text: str, configuration: dict[str, Any], before: list[Line]) -> Line:

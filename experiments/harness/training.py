@@ -9,6 +9,7 @@ the same seed and rounds start from the same parameters and see the same batches
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +66,11 @@ class Budget(NamedTuple):
         """Rounds between one measurement and the next; the last segment may be shorter."""
         longest = math.ceil(self.rounds / self.measurements)
         return [min(longest, self.rounds - done) for done in range(0, self.rounds, longest)]
+
+    @property
+    def measured(self) -> list[int]:
+        """Gradient evaluations so far, per seed, at each measurement."""
+        return [rounds * self.inner_steps for rounds in itertools.accumulate([0, *self.segments])]
 
 
 class Measurement(NamedTuple):
@@ -137,7 +143,7 @@ def train(
         order = draw_segment(keys, index, budget, len(dataset.train_labels))
         trained = jax.block_until_ready(advance(trained, *order, rounds, data))
         rate = seeds * rounds * budget.inner_steps / (time.perf_counter() - began)
-        done = sum(budget.segments[: index + 1]) * budget.inner_steps
+        done = budget.measured[index + 1]
         yield Measurement(done, evaluations_per_second=rate, **measure(trained[0], data))
         if checkpoints:
             # A copy, since the next segment writes over these arrays.

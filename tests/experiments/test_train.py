@@ -175,6 +175,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     log = tmp_path / "parts" / logs.FILE
     log.write_text(log.read_text() + log.read_text().splitlines(keepends=True)[-1][:-20])
     capsys.readouterr()
+    monkeypatch.setattr(logs, "versions", lambda: {"jax": "new"})
     parts = run("mnistfc", optimizer, data, tmp_path / "parts", *more)
     place, total = tmp_path / "parts" / "checkpoints", parts[-1]["gradient_evaluations"]
     done = f"{parts[2]['gradient_evaluations']} of {total} gradient evaluations"
@@ -183,6 +184,8 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     for name in ("gradient_evaluations", "train_loss", "test_loss", "test_error"):
         assert [line[name] for line in whole[1:]] == [line[name] for line in parts[1:]]
     assert parts[0]["configuration"] == whole[0]["configuration"]
+    resumed = {"gradient_evaluations": parts[2]["gradient_evaluations"], "versions": {"jax": "new"}}
+    assert parts[0] == whole[0] | {"resumed": [resumed]}
     # A third time there is nothing left to do.
     assert run("mnistfc", optimizer, data, tmp_path / "parts", *more) == parts
 
@@ -200,6 +203,39 @@ def test_a_log_of_other_settings_is_not_overwritten(data, tmp_path):
         run("digits", "adam", data, tmp_path)
     assert json.loads((tmp_path / logs.FILE).read_text().splitlines()[-1]) == lines[-1]
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_finished_log_outlives_its_checkpoints(data, tmp_path, capsys):
+    run("digits", "sgd", data, tmp_path)
+    before = (tmp_path / logs.FILE).read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    run("digits", "sgd", data, tmp_path)
+    assert (tmp_path / logs.FILE).read_bytes() == before
+    assert (
+        "It had ended, and its checkpoints are gone: shown from its log" in capsys.readouterr().out
+    )
+
+
+def test_what_was_measured_before_a_new_start_is_kept(data, tmp_path, capsys):
+    lines = run("digits", "sgd", data, tmp_path)
+    cut = "".join((tmp_path / logs.FILE).read_text().splitlines(keepends=True)[:-1])
+    for number in (1, 2):
+        (tmp_path / logs.FILE).write_text(cut)
+        shutil.rmtree(tmp_path / "checkpoints")
+        assert len(run("digits", "sgd", data, tmp_path)) == len(lines)
+        assert (tmp_path / f"metrics-{number}.jsonl").read_text() == cut
+        assert f"is kept in metrics-{number}.jsonl\n" in capsys.readouterr().out
+
+
+def test_a_log_that_lacks_what_belongs_to_the_checkpoint_is_refused(data, tmp_path):
+    run("digits", "sgd", data, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")  # the last: it goes on from the first
+    head, *lines = (tmp_path / logs.FILE).read_text().splitlines(keepends=True)
+    for kept in ([], lines[:1], lines[1:]):
+        (tmp_path / logs.FILE).write_text(head + "".join(kept))
+        with pytest.raises(InputError, match="lacks measurements from before the checkpoint"):
+            run("digits", "sgd", data, tmp_path)
+        assert (tmp_path / logs.FILE).read_text() == head + "".join(kept)
 
 
 @pytest.mark.parametrize("content", [b"[1]\n", b"\xff\n", b'{"a": 1}\n', b"3\n{}\n"])
