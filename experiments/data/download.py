@@ -97,6 +97,7 @@ def fetch(name: str, directory: str | None) -> str:
     pooch.utils.LOGGER.setLevel("WARNING")
     with made(place, "--data-dir"):
         for source in SOURCES[name]:
+            refuse_others(place / source.name, source.checksum)
             try:
                 pooch.retrieve(source.url, source.checksum, source.name, place)
             except Exception as error:  # no connection, no such file, another sum, no space
@@ -105,6 +106,21 @@ def fetch(name: str, directory: str | None) -> str:
                     f"into {place} by hand"
                 ) from error
     return str(place)
+
+
+def refuse_others(path: pathlib.Path, checksum: str) -> None:
+    """Raises InputError for another file in the place of one to fetch, or one read in its stead."""
+    import pooch
+
+    if path.exists() and not pooch.hashes.hash_matches(path, checksum):
+        raise InputError(
+            f"{path} is there and has another sum: move it away, or give another --data-dir"
+        )
+    if path.suffix == ".gz" and path.with_suffix("").exists():
+        raise InputError(
+            f"{path.with_suffix('')} would be read in place of {path.name}, which is to be "
+            "fetched: leave out --download, or give another --data-dir"
+        )
 
 
 def _cause(error: BaseException) -> str:

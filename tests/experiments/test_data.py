@@ -345,6 +345,22 @@ def test_download_fetches_once_and_checks_the_sum(server, tmp_path, monkeypatch)
 
 
 @leaves_connection
+def test_download_touches_no_file_of_another_set(server, tmp_path, monkeypatch):
+    """Fashion-MNIST's files have MNIST's names; of a plain and a packed one the plain is read."""
+    folder, address = server
+    (folder / "a.gz").write_bytes(b"hello")
+    source = download.Source("a.gz", f"{address}/a.gz", f"md5:{hashlib.md5(b'hello').hexdigest()}")
+    monkeypatch.setitem(download.SOURCES, "fashion-mnist", [source])
+    for name, message in (("a.gz", "has another sum"), ("a", "would be read in place of a.gz")):
+        place = tmp_path / name
+        place.mkdir()
+        (place / name).write_bytes(b"digits")
+        with pytest.raises(InputError, match=message):
+            download.fetch("fashion-mnist", str(place))
+        assert [path.read_bytes() for path in place.iterdir()] == [b"digits"]
+
+
+@leaves_connection
 def test_download_by_itself_fills_the_folders_of_the_studies(server, tmp_path, monkeypatch, capsys):
     folder, address = server
     (folder / "a.txt").write_bytes(b"hello")
