@@ -53,6 +53,28 @@ def test_the_best_is_the_last_loss_and_a_cut_line_is_left_out(tmp_path: pathlib.
     assert plan.best_of(done) == {Task(2): runs[5]}
 
 
+def test_a_log_goes_on_after_a_cut_line_and_with_its_own_text_only(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, runs = tmp_path / "log.jsonl", plan.candidates(Task(2), {})[:2]
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.txt").write_text(100 * f"{name} text. ")
+    monkeypatch.setattr(training, "follow", without_training)
+    training.run_all(runs[:1], str(tmp_path / "one.txt"), log, 1)
+    with log.open("a") as stream:
+        stream.write('{"run": [[2')
+    training.run_all(runs, str(tmp_path / "one.txt"), log, 1)
+    assert list(plan.read(log)) == runs
+    with pytest.raises(
+        InputError, match=r"other\.txt is not the text of .*log\.jsonl: give another"
+    ):
+        training.run_all(runs, str(tmp_path / "other.txt"), log, 1)
+
+
+def without_training(run: Run, path: str) -> dict[str, Any]:
+    return {"run": run, "loss": [1.0], "text": training.checksum(path)}
+
+
 def test_what_was_not_tuned_has_the_settings_of_its_like() -> None:
     runs = plan.finals(BEST | {Task(4, wire=plan.LARGEST): Run(Task(4), 9e-3, (1.0, None))})
     assert len(runs) == len(set(runs)) == plan.SEEDS * (len(FIRST) + len(BATCHES) + len(WIRES) - 1)

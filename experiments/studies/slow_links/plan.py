@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from experiments.data.download import SOURCES
 from experiments.io.errors import InputError
 
 LENGTH, WIDTH, LAYERS = 32, 64, 2  # symbols seen, width and number of blocks
@@ -22,6 +23,7 @@ BATCH_RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)  # of both, at larger batches
 OUTER = {1: 0.6, 2: 0.6, 4: 0.7, 8: 0.9}  # rates of the scaling laws, with momentum 0.9
 SHORT = (0.7, 0.5)  # outer rate and momentum for few rounds
 LARGEST = "top_k=64"
+SHAKESPEARE = SOURCES["shakespeare"][0].checksum.removeprefix("sha256:")
 WIRES: dict[str, dict[str, Any]] = {
     "bits=8": {"bits": 8},
     "bits=4": {"bits": 4},
@@ -87,12 +89,22 @@ def finals(best: dict[Task, Run]) -> list[Run]:
 def read(path: pathlib.Path) -> dict[Run, dict[str, Any]]:
     """All finished runs; a line that a crash has cut is left out."""
     found = {}
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            record = json.loads(line)
-            task, rate, outer, *rest = record["run"]
-            found[Run(Task(*task), rate, outer and tuple(outer), *rest)] = record
+    for line in whole_lines(path):
+        record = json.loads(line)
+        task, rate, outer, *rest = record["run"]
+        found[Run(Task(*task), rate, outer and tuple(outer), *rest)] = record
     return found
+
+
+def whole_lines(path: pathlib.Path) -> list[str]:
+    """Without one that a crash has cut."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """The SHA-256 of the text that a run was trained on; the first logs do not say it."""
+    return record.get("text", SHAKESPEARE)
 
 
 def best_of(done: dict[Run, dict[str, Any]]) -> dict[Task, Run]:

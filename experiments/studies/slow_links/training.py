@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import hashlib
 import json
 import multiprocessing
 import pathlib
@@ -23,6 +24,7 @@ from experiments.data.text import Text, load_characters
 from experiments.harness import cores
 from experiments.harness.logs import versions
 from experiments.io.errors import InputError
+from experiments.io.files import find, opened, write_whole
 from experiments.studies.slow_links.plan import (
     BATCH,
     INNER_STEPS,
@@ -34,6 +36,8 @@ from experiments.studies.slow_links.plan import (
     WIRES,
     Run,
     read,
+    text_of,
+    whole_lines,
 )
 from experiments.workloads.char_gpt import ALL_CHARACTERS, Network
 
@@ -145,14 +149,24 @@ def follow(run: Run, path: str) -> dict[str, Any]:
         "loss": [round(loss, 5) for loss in losses],
         "seconds of a gradient": float(f"{seconds:.3g}"),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
+        "text": checksum(path),
         "versions": versions(),
     }
+
+
+def checksum(text: str) -> str:
+    """The SHA-256 of what is in the file, plain or packed."""
+    with opened(find(pathlib.Path(), text)) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def run_all(runs: list[Run], text: str, log: pathlib.Path, jobs: int) -> None:
     """Those that are not in the log yet, `jobs` at a time, each on one core."""
     load_characters(None, text)  # refused here, before any starts
-    known = read(log)
+    own, known = checksum(text), read(log)
+    if any(text_of(record) != own for record in known.values()):
+        raise InputError(f"--text {text} is not the text of {log}: give another --log")
+    write_whole(log, "".join(whole_lines(log)))  # a line that a crash has cut would spoil the next
     missing = [run for run in runs if run not in known]
     spawned = multiprocessing.get_context("spawn")
     free = spawned.SimpleQueue()
