@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
+import json
 import os
 import pathlib
 import queue
 import shutil
 import subprocess
 import sys
+from typing import Any
 
+from experiments import train, workloads
 from experiments.harness import contestants, cores, logs, report, settings
 from experiments.io import files
 from experiments.studies import RESULTS, finished, paired, tune
@@ -65,6 +69,20 @@ def command(workload: str, variant: str, optimizer: str, options: argparse.Names
     return tune.own(flags)
 
 
+def changed(known: dict[str, Any], flags: list[str]) -> str:
+    """The settings of a log that are not what these flags ask for now."""
+    options = train.parse_arguments(flags)
+    workload, optimizer = options.workload, options.optimizer
+    chosen = settings.override(workloads.get(workload).settings[optimizer], options)
+    asked = json.loads(json.dumps(dataclasses.asdict(chosen)))
+    used = [
+        field.name
+        for field in dataclasses.fields(chosen)
+        if field.metadata["part"].is_of(workload, optimizer) and field.name in known
+    ]
+    return ", ".join(f"{name} {known[name]!r}" for name in used if known[name] != asked[name])
+
+
 def run(name: str, flags: list[str], free: queue.SimpleQueue, options: argparse.Namespace) -> bool:
     """Trains on the next free core unless that is done, and keeps a copy of the log.
 
@@ -72,8 +90,10 @@ def run(name: str, flags: list[str], free: queue.SimpleQueue, options: argparse.
     """
     kept, folder = RESULTS / "logs" / f"{name}.jsonl", options.work / name
     if kept.exists():
-        print(f"{name}: kept in {kept.parent}, not run again", flush=True)
-        return True
+        different = changed(logs.read(kept.parent, kept.name)[0], flags)
+        advice = f"with other settings ({different}): move it away first" if different else ""
+        print(f"{name}: kept in {kept.parent}, {advice or 'not run again'}", flush=True)
+        return not different
     core = free.get()
     print(f"{name}: {' '.join(flags)}", flush=True)
     done = subprocess.run(

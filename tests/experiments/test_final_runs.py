@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import queue
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from experiments.harness import report
 from experiments.harness.report import SCORES, Curves
 from experiments.io.errors import InputError
-from experiments.studies import compare, paired, run, table1, tuned
+from experiments.studies import RESULTS, compare, paired, run, table1, tuned
+from experiments.studies import finished as finished_runs
 from experiments.studies.finished import Finished
 
 
@@ -160,6 +163,28 @@ def test_logs_that_are_not_one_training_are_refused() -> None:
         compare.find("lenet-tuned-sno")
     with pytest.raises(InputError, match=r"lenet-sgld-1.*seeds \[0, 0\], each expected once"):
         compare.find("further/lenet-sgld")
+
+
+def test_seeds_of_other_settings_are_not_one_training(tmp_path: pathlib.Path) -> None:
+    first, second = (RESULTS / "logs" / f"mnistfc-paper-adam-{seed}.jsonl" for seed in (0, 1))
+    paths = [pathlib.Path(shutil.copy(path, tmp_path)) for path in (first, second)]
+    assert finished_runs.read("paper", paths).seeds == [0, 1]
+    text = second.read_text()
+    (tmp_path / second.name).write_text(text.replace('"batch_size": 256', '"batch_size": 7', 1))
+    with pytest.raises(
+        InputError, match=r"adam-1.* than mnistfc-paper-adam-0.*: batch_size 7, not"
+    ):
+        finished_runs.read("paper", paths)
+
+
+def test_a_kept_log_of_other_settings_is_not_taken_for_the_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, flags = "mnistfc-paper-adam-0", ["mnistfc", "--optimizer", "adam", "--data-dir", "DIR"]
+    options = argparse.Namespace(work=pathlib.Path("nowhere"))
+    assert run.run(name, flags, queue.SimpleQueue(), options)
+    assert not run.run(name, [*flags, "--batch-size", "7"], queue.SimpleQueue(), options)
+    assert "with other settings (batch_size 256): move it away first" in capsys.readouterr().out
 
 
 def test_a_training_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
