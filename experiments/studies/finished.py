@@ -128,8 +128,8 @@ def read(variant: str, paths: list[pathlib.Path]) -> Finished:
     if len({*seeds}) < len(seeds):
         names = ", ".join(path.name for path in paths)
         raise InputError(f"{names}: seeds {seeds}, each expected once; name one training's logs")
-    for path, (known, measured, _) in zip(paths, each, strict=True):
-        if different := differing(each[0][0], known, each[0][1], measured):
+    for path, (known, *_) in zip(paths, each, strict=True):
+        if different := differing(each[0][0], known):
             raise InputError(f"{path.name} is of other settings than {paths[0].name}: {different}")
     configuration = each[0][0] | {"seeds": len(seeds)}
     name = train.NAMES[configuration["optimizer"]]
@@ -140,12 +140,10 @@ def read(variant: str, paths: list[pathlib.Path]) -> Finished:
     return Finished(configuration, seeds, variant, curves, score, seconds)
 
 
-def differing(a: dict[str, Any], b: dict[str, Any], *measured: list[Any]) -> str:
+def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
     """What differs between the configurations of one training's seeds, though it should not."""
-    own = {"seeds", "first_seed"}
-    if len({lines[0].validation_loss is None for lines in measured}) > 1:
-        own.add("data")  # the sum is of the validation text too where there is one
-    names = sorted(name for name in (a.keys() & b.keys()) - own if a[name] != b[name])
+    common = a.keys() & b.keys() - {"seeds", "first_seed"}  # an older log lacks new settings
+    names = sorted(name for name in common if a[name] != b[name])
     return ", ".join(f"{name} {b[name]!r}, not {a[name]!r}" for name in names)
 
 
