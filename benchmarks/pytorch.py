@@ -1,10 +1,11 @@
-"""The same networks in PyTorch, on the same batches, if it is installed."""
+"""The same networks in PyTorch, on the same batches, if it is installed: on a CPU only."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import Any
 
+import jax
 import numpy as np
 
 import timing
@@ -12,7 +13,7 @@ from experiments.workloads import char_lstm
 from programs import Task
 from timing import Program
 
-FOUND = importlib.util.find_spec("torch") is not None
+FOUND = jax.default_backend() == "cpu" and importlib.util.find_spec("torch") is not None
 
 
 def mlp(task: Task) -> Program:

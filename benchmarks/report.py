@@ -31,7 +31,7 @@ def write(log: pathlib.Path, show: Callable[[dict[str, Any], pathlib.Path], str]
     found = timing.read(log)
     made = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     page = f"# {log.stem}\n\n{made}\n\n{show(found['results'], log.parent)}\n"
-    log.with_suffix(".md").write_text(page)
+    log.with_suffix(".md").write_text(page, encoding="utf-8")
     print(page)
 
 

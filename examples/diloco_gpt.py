@@ -118,9 +118,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="gradients (default 800)")
     parser.add_argument("--out", default="diloco_gpt.png", help="the figure")
     options = parser.parse_args()
-    if options.steps < INNER_STEPS:
-        parser.error(f"--steps {options.steps}: at least {INNER_STEPS}, for one round")
+    if options.steps < 1 or options.steps % INNER_STEPS:
+        parser.error(f"--steps {options.steps}: whole rounds expected, of {INNER_STEPS} gradients")
     content = options.text.read_bytes() if options.text else "".join(topics.values()).encode()
+    if len(content) < 10 * (LENGTH + 1):
+        parser.error(f"--text {options.text}: {len(content)} bytes; at least {10 * (LENGTH + 1)}")
     text = np.unique(np.frombuffer(content, np.uint8), return_inverse=True)[1].astype(np.int32)
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")

@@ -85,6 +85,9 @@ def coordinate(options: argparse.Namespace, console: Console, checkpoints: Check
         slow = slow_round if number == slow_island else -1
         return Island.remote(number, slow, options.deadline + 2)
 
+    if done >= options.rounds:
+        console.print(f"all {done} rounds are done: more --rounds, or other --checkpoints")
+        return
     islands, processes = Islands(start), {}
     joined = options.join is not None and options.join <= done
     for _ in range(options.islands + joined):
@@ -141,6 +144,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.islands < 1:
         raise InputError(f"--islands {options.islands} given, at least 1 expected")
+    if options.kill[0] == 1:
+        raise InputError("--kill 1:…: a round later than the first expected, after one answer")
+    if options.kill[0] > 0 and CLUSTER:
+        raise InputError("--kill is for one machine: leave RAY_ADDRESS out")
     here = {"num_cpus": options.islands + 1, "include_dashboard": False}
     ray.init(logging_level="ERROR", log_to_driver=False, **({} if CLUSTER else here))
     settings = {"inner_steps": INNER_STEPS, "batch": BATCH, "bits": BITS}

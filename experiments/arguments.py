@@ -28,6 +28,7 @@ from experiments.harness.settings import (
 )
 from experiments.io.errors import InputError, OneLineParser
 
+SEEDS = 1 << 31  # int32 holds those below
 PROGRAM = "python -m experiments.train"
 METAVARS = {
     positive: "N",
@@ -49,6 +50,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                 f"{', '.join(part.owners)}; {PROGRAM} {pair[0]} --optimizer {pair[1]} --help lists "
                 "what applies"
             )
+    if options.first_seed + options.seeds >= SEEDS:
+        raise InputError(f"--first-seed {options.first_seed}: seeds below {SEEDS:,} expected")
     return options
 
 
@@ -195,7 +198,7 @@ def in_use(settings: Settings, workload: str, optimizer: str) -> str:
     """The settings that this training depends on, as the flags that ask for them."""
     flags = []
     for name, value in dataclasses.asdict(settings).items():
-        if not PARTS[name].is_of(workload, optimizer) or idle(settings, name):
+        if not PARTS[name].is_of(workload, optimizer) or idle(settings, name, optimizer):
             continue
         if isinstance(value, bool):
             flags.append(as_flag(name if value else f"no_{name}"))

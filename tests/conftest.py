@@ -26,4 +26,4 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join(f"--{flag}={FLAGS[flag]}" for flag in FLAGS if known(flag))
 
 # Programs that tests start, some of them for newer versions of JAX than the lowest.
-collect_ignore_glob = ["*_recipes.py"]
+collect_ignore_glob = ["*_recipes.py", "*/killed_run.py", "*/faulty_process.py"]

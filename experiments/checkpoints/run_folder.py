@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -16,7 +15,13 @@ from typing import Any
 
 from experiments.checkpoints.mishaps import CheckpointError, DiskError
 from experiments.checkpoints.processes import first, together
+from experiments.io.errors import InputError
 from experiments.io.files import write_whole
+
+try:
+    import fcntl
+except ImportError as error:  # on Windows
+    raise InputError("experiments.checkpoints needs Linux or macOS: it locks by fcntl") from error
 
 CONFIGURATION = "configuration.json"  # next to the checkpoints: what they belong to
 LOCK = "lock"  # the kernel releases it when the process ends, however it ends

@@ -12,6 +12,7 @@ from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
 from experiments.io.files import find, opened, read_at_most
 
+ALL = 1 << 30  # of the text that is held out
 LARGEST = 1 << 27  # bytes of a text, unpacked; 100 million characters are common
 PTB_FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
 PTB_LARGEST = 1 << 23  # bytes; the training text has 5 million
@@ -52,7 +53,7 @@ def load_ptb(directory: str, validation: int = 0) -> Text:
 
     known, held_out = np.array([numbers[word] for word in train], np.int32), read("validation")
     if validation:
-        return Text(known, held_out[:validation], len(numbers))
+        return Text(known, _first(held_out, validation), len(numbers))
     return Text(known, read("test"), len(numbers), held_out)
 
 
@@ -74,8 +75,14 @@ def load_characters(
     first, second = (int(share * len(numbers)) for share in shares)
     train, held_out, symbols = numbers[:first], numbers[first:second], int(known.sum())
     if validation:
-        return Text(train, held_out[:validation], symbols)
+        return Text(train, _first(held_out, validation), symbols)
     return Text(train, numbers[second:], symbols, held_out)
+
+
+def _first(held_out: np.ndarray, validation: int) -> np.ndarray:
+    if len(held_out) < validation < ALL:
+        raise InputError(f"--validation {validation}: there are {len(held_out):,}")
+    return held_out[:validation]
 
 
 def windows(text: Text, length: int, context: int, test_length: int, test_context: int) -> Dataset:

@@ -99,6 +99,7 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("left"),
         console=console,
+        speed_estimate_period=1e9,  # seconds: from the start, since segments may take minutes
     )
 
 

@@ -197,19 +197,20 @@ def override(settings: Settings, options: argparse.Namespace) -> Settings:
     if chosen.schedule == "step" and not chosen.drop_at:
         raise InputError("--schedule step needs --drop-at, the fractions of the budget to drop at")
     for name in given:
-        if needed := idle(chosen, name):
+        if needed := idle(chosen, name, options.optimizer):
             raise InputError(needed)
     return chosen
 
 
-def idle(settings: Settings, name: str) -> str:
+def idle(settings: Settings, name: str, optimizer: str) -> str:
     """What a setting lacks to have an effect; empty if it has one."""
     if name in ("drop_at", "drop_by") and settings.schedule != "step":
         return f"--drop-at and --drop-by need --schedule step; got {settings.schedule}"
     if name == "power" and settings.schedule != "power":
         return f"--power needs --schedule power; got {settings.schedule}"
-    if name == "warmup" and "cosine" not in (settings.schedule, settings.inner_schedule):
-        return "--warmup needs --schedule cosine or --inner-schedule cosine"
+    inner = INNER.is_of("", optimizer)
+    if name == "warmup" and "cosine" not in (settings.schedule, inner and settings.inner_schedule):
+        return "--warmup needs --schedule cosine" + " or --inner-schedule cosine" * inner
     if name == "decay_after_momentum" and not settings.weight_decay:
         return "--decay-after-momentum needs --weight-decay"
     if name == "context" and settings.sampling == "streams":

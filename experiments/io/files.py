@@ -73,7 +73,7 @@ def read_at_most(stream: IO[bytes], most: int) -> bytearray:
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Atomically: whatever happens, the file is the old one or the new one."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

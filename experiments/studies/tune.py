@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--effective-epochs", type=float, help="instead of the usual")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "tuning.json")
     options, more = parser.parse_known_args()
+    if options.finalists and more:
+        parser.error(f"--finalists has its settings from --out; got {' '.join(more)} too")
     results = files.kept(options.out, [])
     for workload, optimizer in itertools.product(options.workloads, options.optimizers):
         if optimizer not in GRIDS[workload]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.data.text import load_characters, windows
+from experiments.data.text import ALL, load_characters, windows
 from experiments.harness.evaluation import Model
 from experiments.harness.networks import dropout, pure, split
 from experiments.harness.settings import Settings
@@ -20,7 +20,6 @@ from experiments.io.errors import InputError
 from experiments.workloads import Request, Workload, for_each_optimizer
 
 WIDTH, LAYERS, LENGTH, HEAD = 256, 6, 128, 32
-ALL_CHARACTERS = 1 << 30
 CHUNK = 200  # windows evaluated at once
 normal = nnx.initializers.normal(0.02)
 
@@ -36,7 +35,7 @@ ENTROPY = {"inner_steps": 5, "inner_learning_rate": 0.1, "schedule": "cosine"}
 
 def load(request: Request) -> tuple[Dataset, int]:
     """Of Tiny Shakespeare, a million characters to train on and 56,000 to test on."""
-    validation = 0 if request.validation is None else request.validation or ALL_CHARACTERS
+    validation = 0 if request.validation is None else request.validation or ALL
     characters = load_characters(request.directory, request.text, validation)
     length, context = request.settings.length or LENGTH, request.settings.context
     return windows(characters, length, context, length, context), characters.symbols

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments.data.text import load_characters, windows
+from experiments.data.text import ALL, load_characters, windows
 from experiments.harness.evaluation import Model
 from experiments.harness.networks import LSTM, pure, torch_linear, torch_norm, zeros
 from experiments.harness.settings import Settings
@@ -25,7 +25,6 @@ EMBEDDING = 85  # code
 LENGTH = 50  # text: characters per training window
 SHARES = (0.8, 0.9)  # code: where training and validation end
 STREAMS = 128  # code: in which the test text is read too
-ALL_CHARACTERS = 1 << 30
 
 PAPER = {
     "effective_epochs": 25.0,  # text: 5 epochs of L = 5; code spends a sixth batch on nothing
@@ -60,7 +59,7 @@ ADAM = {
 
 def load(request: Request) -> tuple[Dataset, int]:
     """Of War and Peace, 2.6 million characters to train on, 326,000 each to validate and test."""
-    validation = 0 if request.validation is None else request.validation or ALL_CHARACTERS
+    validation = 0 if request.validation is None else request.validation or ALL
     characters = load_characters(request.directory, request.text, validation, SHARES)
     length, context = request.settings.length or LENGTH, request.settings.context
     return windows(characters, length, context, LENGTH, 0), characters.symbols

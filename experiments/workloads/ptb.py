@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.data.text import load_ptb, windows
+from experiments.data.text import ALL, load_ptb, windows
 from experiments.harness.evaluation import Model
 from experiments.harness.networks import LSTM, dropout, pure, split, within, zeros
 from experiments.harness.settings import Settings
@@ -24,7 +24,6 @@ from experiments.workloads import Request, Workload, for_each_optimizer
 WIDTH, LAYERS = 1500, 2  # text
 LENGTH = 35  # text: words per training window
 TEST_LENGTH = 100  # ours, without effect: the state is carried on
-ALL_WORDS = 1 << 30
 BOUND = 0.04  # code: all parameters start within ±0.04, biases too
 
 PAPER = {
@@ -59,7 +58,7 @@ SGD = {
 
 def load(request: Request, length: int = LENGTH) -> tuple[Dataset, int]:
     """930,000 words to train on and 82,000 to test on; the validation file has 74,000."""
-    validation = 0 if request.validation is None else request.validation or ALL_WORDS
+    validation = 0 if request.validation is None else request.validation or ALL
     words = load_ptb(request.directory or ".", validation)
     length, context = request.settings.length or length, request.settings.context
     return windows(words, length, context, TEST_LENGTH, 0), words.symbols

@@ -113,6 +113,22 @@ def test_a_gpt_in_replicas_sends_a_twentieth_of_the_bytes(tmp_path: pathlib.Path
     assert (tmp_path / "diloco_gpt.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "59"], "--steps 59: whole rounds expected, of 20 gradients"),
+        (["--text", "short.txt"], "--text short.txt: 600 bytes; at least 650"),
+    ],
+)
+def test_a_gpt_is_not_trained_on_too_little(
+    arguments: list[str], message: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "short.txt").write_text(600 * "a")
+    done = run_python(str(SCRIPT.with_name("diloco_gpt.py")), *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 # The main job.
 
 

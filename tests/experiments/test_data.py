@@ -10,6 +10,8 @@ import os
 import pathlib
 import pickle
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import tracemalloc
@@ -330,6 +332,25 @@ def server(tmp_path):
 
 
 leaves_connection = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def test_more_to_validate_by_than_there_is_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(bytes(range(200)))
+    assert len(text.load_characters(str(tmp_path), "a.txt", 10).test) == 10
+    assert len(text.load_characters(str(tmp_path), "a.txt", text.ALL).test) == 10
+    with pytest.raises(InputError, match="--validation 11: there are 10"):
+        text.load_characters(str(tmp_path), "a.txt", 11)
+
+
+def test_whatever_the_locale_greek_letters_are_written(tmp_path):
+    """As λ in a study's table."""
+    code = "import pathlib, sys; from experiments.io.files import write_whole\n"
+    code += "write_whole(pathlib.Path(sys.argv[1]), '\\u03bb')"
+    ascii_only = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.md"], check=True, env=os.environ | ascii_only
+    )
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == "λ"
 
 
 @leaves_connection

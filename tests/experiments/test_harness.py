@@ -1,6 +1,7 @@
 """Accounting and reports of a training, and mistakes in one line."""
 
 import collections
+import io
 import re
 import sys
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments.harness import evaluation, report, training
 from experiments.io.dataset import Dataset
@@ -235,3 +237,14 @@ def test_our_own_mistakes_keep_their_traceback():
         import no_such_module  # noqa: F401
     with pytest.raises(ZeroDivisionError), one_line_errors("digits.py"):
         _ = 1 / 0
+
+
+def test_the_time_left_is_known_however_long_a_segment_takes(monkeypatch):
+    now = [0.0]
+    progress = report.progress_bar(Console(file=io.StringIO()))
+    monkeypatch.setattr(progress, "get_time", lambda: now[0])
+    task = progress.add_task("", total=10, loss="", error="", rate="")
+    for _ in range(4):
+        now[0] += 400.0
+        progress.advance(task)
+    assert progress.tasks[0].time_remaining == pytest.approx(6 * 400, rel=0.4)

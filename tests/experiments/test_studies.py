@@ -26,6 +26,14 @@ def damage(name: str, value: float) -> list[np.ndarray]:
     return [np.asarray(w) for w in robustness.DAMAGES[name].of(arrays, jnp.float32(value), KEY)]
 
 
+def test_finalists_take_no_settings_besides_their_own(monkeypatch, capsys):
+    arguments = ["--data-dir", "DIR", "--finalists", "1", "--widht", "10"]
+    monkeypatch.setattr("sys.argv", ["tune", *arguments])
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "--finalists has its settings from --out; got --widht 10 too" in capsys.readouterr().err
+
+
 def test_noise_is_in_proportion_to_the_weight() -> None:
     for damaged, w in zip(damage("noise", 0.3), WEIGHTS, strict=True):
         relative = (damaged / w - 1) / 0.3

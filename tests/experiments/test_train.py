@@ -333,6 +333,12 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
         ("digits --validation 2000", "--validation 2000 leaves nothing"),
         ("digits --batch-size 2000", "--batch-size 2000 is above"),
         ("digits --seeds 0", "--seeds"),
+        ("digits --first-seed 3000000000", "--first-seed 3000000000: seeds below 2,147,483,648"),
+        ("digits --optimizer sgd --schedule constant --warmup 0.5", "--warmup needs --schedule"),
+        (
+            "digits --optimizer snoo --schedule constant --inner-schedule constant --warmup 0.5",
+            "--warmup needs --schedule cosine or --inner-schedule cosine",
+        ),
         ("digits --dropout -1", "'-1' given, a finite number of at least 0"),
         ("digits --width -1", "a whole number of at least 0"),
         ("digits --drop-at 0.5 --schedule cosine", "--drop-at and --drop-by need --schedule step"),

@@ -20,7 +20,7 @@ from flax import nnx
 from rich.progress import track
 
 from entropy_sgd_jax import anchor_params, diloco
-from experiments.data.text import Text, load_characters
+from experiments.data.text import ALL, Text, load_characters
 from experiments.harness import cores
 from experiments.harness.logs import versions
 from experiments.io.errors import InputError
@@ -39,7 +39,7 @@ from experiments.studies.slow_links.plan import (
     text_of,
     whole_lines,
 )
-from experiments.workloads.char_gpt import ALL_CHARACTERS, Network
+from experiments.workloads.char_gpt import Network
 
 
 def make_network(symbols: int) -> Any:
@@ -135,7 +135,7 @@ def train(run: Run, text: Text) -> Iterator[tuple[int, float]]:
 
 def follow(run: Run, path: str) -> dict[str, Any]:
     """The record of a run; the seconds of a gradient are the median without the first segment."""
-    text = load_characters(None, path, ALL_CHARACTERS if run.judged == "validation" else 0)
+    text = load_characters(None, path, ALL if run.judged == "validation" else 0)
     gradients, losses, clock = [0], [], [time.perf_counter()]
     for count, loss in train(run, text):
         gradients.append(count)
