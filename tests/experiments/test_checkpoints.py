@@ -152,7 +152,7 @@ def test_whatever_file_is_spoilt_no_wrong_bit_comes_back(
 def test_a_full_disk_at_the_start_leaves_nothing_in_the_way(
     tmp_path: pathlib.Path, tree: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_out(path: pathlib.Path, text: str) -> None:
+    def run_out(path: pathlib.Path, text: str, **_: Any) -> None:
         path.write_bytes(text.encode()[:5])
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -376,7 +376,7 @@ def test_bad_arguments_make_no_folder(
 def test_a_folder_that_cannot_be_written_is_not_left_behind(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_out(path: pathlib.Path, *_: Any) -> None:
+    def run_out(path: pathlib.Path, *_: Any, **__: Any) -> None:
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -276,7 +276,7 @@ def test_ptb_ends_lines_and_refuses_unknown_words(tmp_path):
     np.testing.assert_array_equal(words.train, [2, 1, 0, 1, 3, 0])
     np.testing.assert_array_equal(words.test, [3, 1, 0])
     np.testing.assert_array_equal(words.validation, [1, 0])
-    held = text.load_ptb(str(tmp_path), 9)
+    held = text.load_ptb(str(tmp_path), text.ALL)
     np.testing.assert_array_equal(held.test, [1, 0])
     assert held.validation is None
     (tmp_path / "ptb.test.txt").write_text("z\n")
