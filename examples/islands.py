@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import time
 from typing import Any
 
-from experiments.io.errors import InputError, OneLineParser, one_line_errors
+from experiments.io.errors import OneLineParser, one_line_errors
 
 CLUSTER = "RAY_ADDRESS" in os.environ
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,6 +32,8 @@ with one_line_errors("islands.py"):
 
     from entropy_sgd_jax import diloco, entropic_diagnostics
     from experiments.checkpoints import Checkpoints
+    from experiments.harness.settings import positive
+    from experiments.islands import mishaps
     from experiments.islands.characters import draw, initial_params, loss, read_text
     from experiments.islands.rounds import Answer, Islands
     from experiments.islands.wire import Sender, receive, weighted_mean
@@ -71,7 +72,11 @@ class Island:
         batches = draw(self.text, [self.number, round_number], (INNER_STEPS, self.batch))
         moved, self.state, mean_loss = self.step(x, self.state, batches)
         message, tokens = self.sender.send(moved), INNER_STEPS * self.batch
-        return Answer(message, tokens, float(mean_loss), os.getpid())
+        return Answer(message, tokens, float(mean_loss))
+
+    def process(self) -> int:
+        """The number of its process, which changes when Ray starts it again."""
+        return os.getpid()
 
 
 def coordinate(options: argparse.Namespace, console: Console, checkpoints: Checkpoints) -> None:
@@ -79,16 +84,15 @@ def coordinate(options: argparse.Namespace, console: Console, checkpoints: Check
     x = initial_params()
     done, (x, state) = checkpoints.restore((x, outer.init(x))) or (0, (x, outer.init(x)))
     judge, judged = jax.jit(loss), draw(read_text()[1], [0], (4000,))
-    slow_round, slow_island = options.slow
 
     def start(number: int) -> Any:
-        slow = slow_round if number == slow_island else -1
+        slow = options.slow[0] if number == options.slow[1] else -1
         return Island.remote(number, slow, options.deadline + 2)
 
     if done >= options.rounds:
         console.print(f"all {done} rounds are done: more --rounds, or other --checkpoints")
         return
-    islands, processes = Islands(start), {}
+    islands = Islands(start)
     joined = options.join is not None and options.join <= done
     for _ in range(options.islands + joined):
         islands.join()
@@ -96,15 +100,15 @@ def coordinate(options: argparse.Namespace, console: Console, checkpoints: Check
         if number == options.join:
             islands.join()
         began, asked = time.monotonic(), islands.ask(number, jax.device_get(x))
-        if number == options.kill[0] and options.kill[1] in processes:
-            os.kill(processes[options.kill[1]], signal.SIGKILL)  # in the middle of its round
+        if number == options.kill[0]:
+            islands.kill(options.kill[1])  # in the middle of its round
         arrived: dict[int, Answer] = {}
         with console.status(
             f"round {number}: {len(asked)} of {len(islands)} islands at work"
         ) as at:
             for island, answer in islands.answers(options.deadline):
                 if answer is not None and np.isfinite(answer.loss):
-                    arrived[island], processes[island] = answer, answer.process
+                    arrived[island] = answer
                 at.update(f"round {number}: {len(arrived)} of {len(islands)} islands are done")
         messages = [answer.pseudo_gradient for answer in arrived.values()]
         tokens = [answer.tokens for answer in arrived.values()]
@@ -124,30 +128,15 @@ def coordinate(options: argparse.Namespace, console: Console, checkpoints: Check
         )  # fmt: skip
 
 
-def mishap(text: str) -> tuple[int, int]:
-    round_number, island = map(int, text.split(":"))
-    return round_number, island
-
-
 def main() -> None:
     parser = OneLineParser(prog="islands.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--islands", type=int, default=3, help="at the start (default 3)")
-    parser.add_argument("--rounds", type=int, default=10, help="outer steps (default 10)")
-    parser.add_argument(
-        "--deadline", type=float, default=10, help="in seconds after the first answer"
-    )
+    parser.add_argument("--islands", type=positive, default=3, help="at the start (default 3)")
+    parser.add_argument("--rounds", type=positive, default=10, help="outer steps (default 10)")
+    parser.add_argument("--deadline", type=float, default=10, help="seconds after the first answer")
     parser.add_argument("--checkpoints", metavar="DIR", default="islands_run", help="to go on from")
-    pair = {"type": mishap, "default": (-1, -1)}
-    parser.add_argument("--kill", metavar="ROUND:ISLAND", help="SIGKILL in mid-round", **pair)
-    parser.add_argument("--slow", metavar="ROUND:ISLAND", help="that sleeps a while", **pair)
-    parser.add_argument("--join", metavar="ROUND", type=int, help="in which another one comes")
+    mishaps.add_flags(parser)
     options = parser.parse_args()
-    if options.islands < 1:
-        raise InputError(f"--islands {options.islands} given, at least 1 expected")
-    if options.kill[0] == 1:
-        raise InputError("--kill 1:…: a round later than the first expected, after one answer")
-    if options.kill[0] > 0 and CLUSTER:
-        raise InputError("--kill is for one machine: leave RAY_ADDRESS out")
+    mishaps.check(options, CLUSTER)
     here = {"num_cpus": options.islands + 1, "include_dashboard": False}
     ray.init(logging_level="ERROR", log_to_driver=False, **({} if CLUSTER else here))
     settings = {"inner_steps": INNER_STEPS, "batch": BATCH, "bits": BITS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,11 +19,10 @@ class Answer(NamedTuple):
     pseudo_gradient: Message
     tokens: int  # that it has seen in this round
     loss: float  # mean over the round's gradients; NaN if the round does not count
-    process: int  # in which it runs
 
 
 class Islands:
-    """Actors with a method ``train(round_number, x)`` that returns an Answer.
+    """Actors with a method ``train(round_number, x)`` that returns an Answer, and ``process()``.
 
     An island works on one round at a time. One that is slow is left out, and asked again when it
     has answered; its late answer is dropped, since it is about an old x. One that dies is started
@@ -33,6 +34,7 @@ class Islands:
         self._start = start
         self._actors: list[Any] = []
         self._pending: dict[Any, int] = {}  # the number of the island that owes an answer
+        self._processes: dict[int, Any] = {}
         self._asked: list[int] = []  # those who got the last round's x
 
     def __len__(self) -> int:
@@ -48,9 +50,15 @@ class Islands:
         free = [number for number in range(len(self)) if number not in self._pending.values()]
         stored = ray.put(x)
         for number in free:
-            self._pending[self._actors[number].train.remote(round_number, stored)] = number
+            actor = self._actors[number]
+            self._processes[number] = actor.process.remote()
+            self._pending[actor.train.remote(round_number, stored)] = number
         self._asked = free
         return free
+
+    def kill(self, number: int) -> None:
+        """Ends its process, on this machine, as soon as it has one."""
+        os.kill(ray.get(self._processes[number]), signal.SIGKILL)
 
     def answers(self, seconds: float) -> Iterator[tuple[int, Answer | None]]:
         """The islands asked in this round with their answers, None of one that has died.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -17,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.io.errors import InputError, OneLineParser
+from experiments.islands import mishaps
 from experiments.islands.wire import Sender, receive, weighted_mean
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -135,6 +138,28 @@ def end(run: Run) -> dict[int, Round]:
     return rounds(run.shown.read_text())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "cluster", "message"),
+    [
+        ("--kill 3:3", False, "--kill 3:3: the islands are 0 to 2 then"),
+        ("--kill 6:3 --join 7", False, "--kill 6:3: the islands are 0 to 2 then"),
+        ("--slow 7:4 --join 7", False, "--slow 7:4: the islands are 0 to 3 then"),
+        ("--kill 3", False, "'3' given, a round and an island expected, as 3:0"),
+        ("--kill 3:0", True, "--kill is for one machine: leave RAY_ADDRESS out"),
+        ("--kill 7:3 --join 7", False, ""),
+        ("--slow 3:0", True, ""),
+    ],
+)
+def test_what_cannot_befall_an_island_is_refused(
+    arguments: str, cluster: bool, message: str
+) -> None:
+    parser = OneLineParser()
+    parser.add_argument("--islands", default=3)
+    mishaps.add_flags(parser)
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        mishaps.check(parser.parse_args(arguments.split()), cluster)
+
+
 @needs_ray
 @pytest.mark.slow
 def test_an_island_is_killed_one_is_slow_and_one_joins(tmp_path: pathlib.Path) -> None:
@@ -159,6 +184,19 @@ def test_an_island_is_killed_one_is_slow_and_one_joins(tmp_path: pathlib.Path) -
     losses = [found[number].loss for number in (1, 4, 8, 12, 20, 40)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 1.7  # log 100 = 4.6 for a guess
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_island_is_killed_in_the_first_round_and_an_ended_run_says_so(
+    tmp_path: pathlib.Path,
+) -> None:
+    with Run(tmp_path, "--rounds", "3", "--islands", "2", "--kill", "1:0") as run:
+        found = end(run)
+    assert found[1].islands == {1}
+    with Run(tmp_path, "--rounds", "3", "--islands", "2") as run:
+        end(run)
+        assert run.shown.read_text().startswith("all 3 rounds are done: more --rounds, or other")
 
 
 @needs_ray

@@ -1,0 +1,33 @@
+"""What may befall an island, as flags, to watch what the others do."""
+
+from __future__ import annotations
+
+import argparse
+
+from experiments.io.errors import InputError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--kill``, ``--slow`` and ``--join``."""
+    pair = {"type": _pair, "metavar": "ROUND:ISLAND", "default": (-1, -1)}
+    parser.add_argument("--kill", help="SIGKILL in mid-round", **pair)
+    parser.add_argument("--slow", help="that sleeps a while", **pair)
+    parser.add_argument("--join", metavar="ROUND", type=int, help="in which another one comes")
+
+
+def check(options: argparse.Namespace, cluster: bool) -> None:
+    """Refuses what cannot befall it."""
+    for name in ("kill", "slow"):
+        number, island = getattr(options, name)
+        there = options.islands + (options.join is not None and options.join <= number)
+        if island >= there:
+            raise InputError(f"--{name} {number}:{island}: the islands are 0 to {there - 1} then")
+    if options.kill[0] > 0 and cluster:
+        raise InputError("--kill is for one machine: leave RAY_ADDRESS out")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    number, _, island = text.partition(":")
+    if not (number.isdecimal() and island.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} given, a round and an island expected, as 3:0")
+    return int(number), int(island)
