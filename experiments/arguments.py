@@ -50,8 +50,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                 f"{', '.join(part.owners)}; {PROGRAM} {pair[0]} --optimizer {pair[1]} --help lists "
                 "what applies"
             )
-    if options.first_seed + options.seeds >= SEEDS:
-        raise InputError(f"--first-seed {options.first_seed}: seeds below {SEEDS:,} expected")
+    if options.first_seed + options.seeds > SEEDS:
+        raise InputError(
+            f"--first-seed {options.first_seed} --seeds {options.seeds}: seeds below {SEEDS:,} "
+            "expected"
+        )
     return options
 
 

@@ -281,6 +281,16 @@ def test_the_log_of_a_tuning_run_says_validation(data, tmp_path):
     assert "test_error" not in end
 
 
+def test_the_last_seed_that_there_is():
+    last = ["digits", "--first-seed", str(2**31 - 1)]
+    options = train.parse_arguments([*last, "--effective-epochs", "10", "--measurements", "1"])
+    run = train.prepare(options)
+    *_, measured = train.training.train(
+        run.contestant, run.model, run.dataset, run.budget, 1, first_seed=options.first_seed
+    )
+    assert np.isfinite(measured.train_loss).all()
+
+
 def test_label_noise_and_fewer_examples(data):
     arguments = ["mnistfc", "--data-dir", str(data), *SMALL["mnistfc"].split(), "--examples", "30"]
     plain = train.prepare(train.parse_arguments(arguments)).dataset
@@ -333,7 +343,8 @@ def test_pruned_networks_are_judged_but_not_trained(optimizer, tmp_path):
         ("digits --validation 2000", "--validation 2000 leaves nothing"),
         ("digits --batch-size 2000", "--batch-size 2000 is above"),
         ("digits --seeds 0", "--seeds"),
-        ("digits --first-seed 3000000000", "--first-seed 3000000000: seeds below 2,147,483,648"),
+        ("digits --first-seed 3000000000", "--seeds 1: seeds below 2,147,483,648 expected"),
+        ("digits --first-seed 2147483647 --seeds 2", "2147483647 --seeds 2: seeds below"),
         ("digits --optimizer sgd --schedule constant --warmup 0.5", "--warmup needs --schedule"),
         (
             "digits --optimizer snoo --schedule constant --inner-schedule constant --warmup 0.5",
