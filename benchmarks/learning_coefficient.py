@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=f"with --speed (default {SPEED_STEPS})")
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.steps and not arguments.speed:
+    if arguments.steps is not None and not arguments.speed:
         parser.error("--steps needs --speed; the values take 2,000")
     if arguments.run:
         program, file, step_size, steps, calls = arguments.run
