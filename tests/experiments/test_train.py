@@ -477,6 +477,16 @@ def test_help_shows_what_applies_with_its_defaults(capsys):
     assert " X " not in everything
 
 
+def test_where_nothing_can_be_locked_one_line_says_so():
+    """As on Windows, which has no fcntl."""
+    code = "import sys, jax; sys.modules['fcntl'] = None; from experiments import train"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "train.py: error: experiments.checkpoints needs Linux or macOS: it locks by fcntl\n"
+    )
+
+
 def test_the_command_itself(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "experiments.train", "digits", "--out", "out"]
     command += ["--inner-steps", "4"]
