@@ -142,7 +142,8 @@ def _add_data(group: Any, pairs: list[tuple[str, str]]) -> None:
     )  # fmt: skip
     group.add_argument(
         "--examples", type=positive, metavar="N",
-        help="train on the first N images or windows (default all)",
+        help="train on the first N images or windows (default all); images are scaled, and those "
+        "of allcnn whitened, by the statistics of all",
     )  # fmt: skip
     group.add_argument(
         "--label-noise", type=below_one, default=0.0, metavar="FRACTION",

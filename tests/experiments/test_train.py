@@ -298,6 +298,8 @@ def test_label_noise_and_fewer_examples(data):
     assert len(plain.train_labels) == len(noisy.train_labels) == 30
     assert 0 < (plain.train_labels != noisy.train_labels).sum() < 25
     np.testing.assert_array_equal(plain.test_labels, noisy.test_labels)
+    whole = train.prepare(train.parse_arguments(arguments[:-2])).dataset
+    np.testing.assert_array_equal(plain.train_inputs, whole.train_inputs[:30])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "parle"])
@@ -469,6 +471,8 @@ def test_help_shows_what_applies_with_its_defaults(capsys):
     assert "--data-dir FOLDER" in sam
     assert not {"--scope", "--inner-steps", "--b1", "--text", "--layers"} & {*sam.split()}
     assert "--data-dir" not in help_of("digits", capsys)
+    fewer = "images are scaled, and those of allcnn whitened, by the statistics of all"
+    assert fewer in " ".join(help_of("allcnn", capsys).split())
     everything = help_of("", capsys)
     assert "SAM (sam):\n  --rho NUMBER          radius (default 0.01 or 0.05)\n" in everything
     assert {command_line.as_flag(name) for name in PARTS} <= {
