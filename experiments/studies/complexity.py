@@ -203,8 +203,6 @@ def main() -> None:
         name: measure(options, name, model, dataset)
         for name in track(flatness_table.OPTIMIZERS, "measuring", console=console)
     }
-    study = f"{NAMES[options.dataset]}, {options.target:g} nats"
-    Console(width=max(console.width, 110)).print(table_of(results, study))
     settings = {
         key: value for key, value in vars(options).items() if key not in ("out", "data_dir")
     }
@@ -217,6 +215,8 @@ def main() -> None:
     }
     files.write_whole(options.out, json.dumps(found, indent=1))
     draw(found, options.out.with_suffix(".png"))
+    study = f"{NAMES[options.dataset]}, {options.target:g} nats"
+    Console(width=max(console.width, 110)).print(table_of(results, study))
     console.print(f"{options.out}, {options.out.with_suffix('.png')}", soft_wrap=True)
 
 

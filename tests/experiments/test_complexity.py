@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 
+from experiments.studies import complexity
 from tests.experiments.test_longer_studies import run
 
 
@@ -14,6 +15,22 @@ def test_mnist_without_its_folder_is_one_line(tmp_path: pathlib.Path) -> None:
     done = run(tmp_path, "complexity", "--dataset", "mnist")
     assert done.returncode == 2
     assert done.stderr.startswith("complexity.py: error: --dataset mnist needs --data-dir")
+
+
+def test_what_was_measured_is_kept_though_it_cannot_be_shown(tmp_path, monkeypatch) -> None:
+    """As λ in some locales."""
+
+    def fail(*_):
+        raise UnicodeEncodeError("ascii", "λ", 0, 1, "ordinal not in range(128)")
+
+    own = {"measure": lambda *_: {}, "draw": lambda *_: None, "table_of": fail}
+    for name, replaced in own.items():
+        monkeypatch.setattr(complexity, name, replaced)
+    out = tmp_path / "complexity.json"
+    monkeypatch.setattr("sys.argv", ["complexity.py", "--out", str(out)])
+    with pytest.raises(UnicodeEncodeError):
+        complexity.main()
+    assert list(json.loads(out.read_text())) == ["digits"]
 
 
 @pytest.mark.slow
