@@ -91,6 +91,7 @@ SPELLED = {
         (ALONE, {"offset": 4}),
         (TWO, {}),
         (THREE, {"offset": 1}),
+        (THREE, {"offset": 3}),  # the last fragment's own goes round the cycle
         (ALONE, {"delay": 2}),
         (ALONE, {"blend": 0.25}),
         (THREE, {"delay": 1, "blend": 0.5}),

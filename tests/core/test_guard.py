@@ -12,12 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from entropy_sgd_jax import anchor_params, entropic, entropic_diagnostics
+from entropy_sgd_jax import _guard, anchor_params, entropic, entropic_diagnostics
 from tests.core.helpers import (
     MODES,
     assert_close,
     assert_finite,
     assert_same,
+    double_precision,
     gradient,
     layout,
     outer_step,
@@ -342,3 +343,34 @@ def test_the_count_of_bad_gradients_starts_afresh_in_each_cycle() -> None:
         params = optax.apply_updates(params, updates)
         counts.append(int(entropic_diagnostics(state).nonfinite_gradients))
     assert counts == [0, 1, 2, 2, 2, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [10, _guard._SMALL + 1], ids=["pooled", "alone"])
+def test_one_bad_element_is_seen_in_a_leaf_of_any_size(size: int, bad: float) -> None:
+    leaf = jnp.linspace(-1, 1, size)
+    assert _guard.all_finite({"a": leaf, "b": jnp.ones(3)})
+    assert not _guard.all_finite({"a": leaf.at[size // 3].set(bad), "b": jnp.ones(3)})
+
+
+def test_what_only_float64_holds_is_finite() -> None:
+    """Beyond float32, in a pool with leaves of float32."""
+    with double_precision():
+        tree = {"a": jnp.array([1e300, -1e300]), "b": jnp.ones(3, jnp.float32)}
+        assert jax.jit(_guard.all_finite)(tree)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_bad_element_of_a_large_parameter_costs_the_update(mode: str) -> None:
+    tx = entropic(
+        optax.sgd(1.0), inner_steps=3, noise_scale=0, streaming=mode == "streaming",
+        inner_transform=optax.identity(),
+    )  # fmt: skip
+    x = jnp.ones(_guard._SMALL + 1)
+
+    def grad_fn(params: Any, batch: Any) -> Any:
+        return (params + 1).at[7].set(batch)
+
+    step = jax.jit(outer_step(tx, mode, grad_fn))
+    assert_same(step(x, tx.init(x), jnp.array([0.0, jnp.nan, 0.0]))[0], x)
+    assert (step(x, tx.init(x), jnp.zeros(3))[0][8:] < 0.9).all()

@@ -314,3 +314,11 @@ def test_pickle_keeps_the_layout_and_the_key() -> None:
     restored = pickle.loads(pickle.dumps(state))
     assert layout(restored) == layout(state)
     assert_close(restored, state)
+
+
+@pytest.mark.parametrize("seed", [-1, -7, -(2**31)])
+def test_negative_seeds_in_64_bits_are_those_in_32(seed: int) -> None:
+    plain = noise.typed_key(jnp.int32(seed))
+    assert_same(plain, noise.typed_key(seed))
+    with double_precision():
+        assert_same(noise.typed_key(jnp.int64(seed)), plain)

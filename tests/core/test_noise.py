@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -300,3 +301,19 @@ def test_noise_stays_inside_the_update():
     lines = text.splitlines()
     assert not any(" fusion(" in s and "u32[512,384]" in s.split(" fusion(")[0] for s in lines)
     assert sum("u32[512,384]" in s and " multiply(" in s for s in lines) <= 3
+
+
+def test_a_leaf_of_several_pages_repeats_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pages of 64 numbers in place of 2³², whose rows a leaf takes whole."""
+    monkeypatch.setattr(noise, "_PAGE", 64)
+    monkeypatch.setattr(noise, "_SMALL", 0)
+    shapes = [(10,), (7, 3, 20), (5, 2)]
+    starts = noise._first_numbers(shapes)
+    assert starts == [0, 64, 64 + 7 * 64]  # three rows of 20 to a page
+    key = key_of("gaussian", 0).words
+    words = [
+        np.asarray(noise._words(start, shape, key)).ravel()
+        for start, shape in zip(starts, shapes, strict=True)
+    ]
+    assert [len(row) for row in words] == [math.prod(shape) for shape in shapes]
+    assert len(np.unique(np.concatenate(words))) == sum(map(math.prod, shapes))

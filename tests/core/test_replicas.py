@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import pathlib
 from typing import Any
@@ -17,6 +18,7 @@ import entropy_sgd_jax as esj
 from tests.core.helpers import (
     MODES,
     ROUNDED_AS_USUAL,
+    assert_same,
     double_precision,
     outer_step,
     run_program,
@@ -559,3 +561,22 @@ def test_replicas_communicate_one_lth_of_data_parallel_sgd() -> None:
         weights /= record["inner_steps"]
         assert largest == pytest.approx(chunks * 64 * (4 + 2) + weights)
         assert both == pytest.approx(chunks * (64 * (0.5 + 2) + 4) + weights)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_single_worker_of_weight_zero_takes_no_step(streaming: bool) -> None:
+    """As replicas whose weights are all 0; any other weight is its own mean."""
+    tx = esj.diloco(0.7, inner_steps=2, inner_learning_rate=0.1, streaming=streaming)
+    x, batches, mode = jnp.ones(2), jnp.zeros(2), "streaming" if streaming else "scan_none"
+
+    def after(**weight: float) -> jax.Array:
+        return jax.jit(outer_step(tx, mode, **weight))(x, tx.init(x), batches)[0]
+
+    assert_same(after(replica_weight=0.0), x)
+    assert_same(after(replica_weight=0.25), after())
+    assert (after() != x).all()
+
+
+def test_the_papers_defaults() -> None:
+    signature = inspect.signature(esj.parle).parameters
+    assert signature["inner_steps"].default == 25

@@ -23,6 +23,7 @@ from tests.core.helpers import (
     assert_same,
     double_precision,
     outer_step,
+    rows,
 )
 
 T, L, BAD = 4, 4, 1  # outer steps, Langevin steps, the outer step that goes wrong
@@ -464,3 +465,20 @@ def test_a_negative_weight_is_refused() -> None:
     params = jnp.ones(2)
     with pytest.raises(ValueError, match=r"`replica_weight` must be a number in .*got -1"):
         tx.update(params, tx.init(params), params, replica_weight=-1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_without_momentum_or_mean_a_bad_gradient_costs_the_cycle(position: int, mode: str) -> None:
+    """No μ and no state of D remembers it: the last x′ must, though `params` stay finite."""
+    tx = entropic(
+        optax.sgd(1.0), inner_steps=3, inner_learning_rate=0.1, noise_scale=0, averaging=1,
+        streaming=mode == "streaming", diagnostics=True,
+    )  # fmt: skip
+    step, x = jax.jit(outer_step(tx, mode)), jnp.array([1.0, -2.0])
+    batches = rows(1, 3)[0].copy()
+    batches[position] = np.nan
+    params, state = step(x, tx.init(x), batches)
+    assert_finite(params)
+    assert_same(anchor_params(state, params), x)
+    assert entropic_diagnostics(state).refused_updates == 1

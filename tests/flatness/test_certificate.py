@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from scipy import optimize, special
 
 from entropy_sgd_jax import flatness
-from entropy_sgd_jax.flatness import _tempering, pac_bayes_bound
+from entropy_sgd_jax.flatness import _chains, _convergence, _tempering, pac_bayes_bound
+from entropy_sgd_jax.flatness._certificate import PacBayesBound
 
 SCOPE, CENTRE, TRUTH, COUNT = 2.0, 0.3, np.array([1.0, -0.5, 0.0]), 200
 LADDER = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 200.0]
@@ -287,3 +289,110 @@ def test_coverage() -> None:
     assert min(shares) > 0.9, shares  # 0.954 for a normal distribution
     assert (ladder.divergences + 3 * ladder.divergence_errors >= divergences).mean() > 0.997
     assert (ladder.bounds >= tests).all(axis=1).mean() >= 0.95
+
+
+def test_draws_are_from_the_posterior_that_is_certified() -> None:
+    """Where all are wrong alike, that is the prior: its divergence is 0."""
+    bound = measured(
+        examples(0), error=lambda params, batch: jnp.float32(0.1), num_chains=40,
+        inverse_temperatures=[1.0, 1e4],
+    )  # fmt: skip
+    assert bound.inverse_temperature == 0
+    draws = (np.asarray(bound.draws) - CENTRE) * SCOPE**0.5
+    assert 0.7 < draws.std() < 1.3  # of 120 normal numbers; 0.02 at the last temperature
+
+
+@pytest.mark.parametrize("outside", [1.01, -0.01])
+def test_an_error_a_little_outside_is_refused(outside: float) -> None:
+    """Of one rung's steps, even where the mean lies inside."""
+
+    def error(params: Any, batch: Any) -> jax.Array:
+        return jnp.where(params[0] > CENTRE, outside, 0.5)
+
+    with pytest.raises(ValueError, match=r"`error` must be in \[0, 1\]"):
+        measured(examples(0), error=error, inverse_temperatures=[1.0], num_steps=40)
+
+
+def ladder(**rows: Any) -> PacBayesBound:
+    """A bound at the second of three temperatures, of eight chains that agree."""
+    fields = {name: jnp.zeros(3) for name in _tempering.TemperatureLadder._fields}
+    fields |= {"inverse_temperatures": jnp.arange(3.0), "r_hat": jnp.ones(3)}
+    fields |= {name: jnp.asarray(row) for name, row in rows.items()}
+    zero, draws = jnp.zeros(()), jnp.zeros((8, 3))
+    return PacBayesBound(
+        zero, zero, zero, jnp.ones(()), draws, _tempering.TemperatureLadder(**fields)
+    )
+
+
+@pytest.mark.parametrize("name", ["r_hat", "drift"])
+@pytest.mark.parametrize("high", [9.0, -9.0, np.nan])
+def test_each_sign_of_chains_on_their_way_is_enough(name: str, high: float) -> None:
+    """Up to the temperature of the bound; what is above it does not count."""
+    if name == "r_hat" and high < 0:
+        pytest.skip("it is positive")
+    fine = 1.0 if name == "r_hat" else 0.0
+    ladder(**{name: [fine, fine, high]}).check()
+    for place in (0, 1):
+        row = np.full(3, fine)
+        row[place] = high
+        with pytest.warns(UserWarning, match="not reached the posterior at 1 of 2 temperatures"):
+            ladder(**{name: row}).check()
+
+
+def test_the_error_of_a_divergence_is_the_larger_of_two() -> None:
+    """As if the rungs were independent, and as the chains differ."""
+    ascent = _tempering.Ascent(
+        offset=None, step_size=None, beta=jnp.float32(2.0),
+        areas=jnp.array([5.0, 7.0, 6.0, 6.0]), variance=jnp.float32(0.09),
+        best=None, draws=None, ladder=None,
+    )  # fmt: skip
+    means = jnp.ones(4)
+    among = np.std([5, 7, 6, 6], ddof=1) / 2
+    kl, small = _tempering._divergence(ascent, means, jnp.float32(0.01))
+    _, large = _tempering._divergence(ascent, means, jnp.float32(0.5))
+    np.testing.assert_allclose([kl, small, large], [4, among, np.hypot(0.3, 1.0)], rtol=1e-6)
+    kl, _ = _tempering._divergence(ascent._replace(areas=jnp.zeros(4)), means, jnp.float32(0.01))
+    assert kl == 0
+
+
+def test_stock_is_taken_of_what_is_kept() -> None:
+    """All that one rung of the ladder says, from made-up chains, by NumPy."""
+    rng, plan = np.random.default_rng(0), _chains.plan(4, 40)
+    losses, errors = 5 + rng.normal(size=(4, 40)), rng.uniform(size=(4, 40))
+    acceptance, rows = rng.uniform(size=40), jnp.zeros((4, 40))
+    samples = _chains.Samples(
+        jnp.asarray(losses - 3), jnp.asarray(errors), rows, rows, rows, jnp.asarray(acceptance)
+    )
+    run = _chains.Run(samples, jnp.float32(0.5), jnp.float32(3.0))
+    start = _tempering.Ascent.start(jnp.zeros((4, 2)), jnp.float32(1.0), plan, 3, jnp.float32)
+    before = start._replace(
+        beta=jnp.float32(2.0), areas=jnp.full(4, 12.0), variance=jnp.float32(0.1)
+    )
+    climb = functools.partial(_tempering.climb, plan, _tempering.Maurer(jnp.float32(100), 0.02, 3))
+    after = climb(lambda number, beta, _: beta + 3, False, before, run, jnp.ones((4, 2)), 1)
+    losses, errors = losses[:, 20:], errors[:, 20:]
+    spread, error_spread = map(_convergence.standard_error, (losses, errors))
+    expected = {
+        "inverse_temperatures": 2.0,
+        "losses": losses.mean(),
+        "errors": errors.mean(),
+        "divergences": 12 - 2 * losses.mean(),
+        "loss_errors": spread,
+        "error_errors": error_spread,
+        "r_hat": _convergence.split_r_hat(losses),
+        "drift": _convergence.drift(losses),
+        "acceptance": acceptance[20:].mean(),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(after.ladder, name)[1], value, rtol=1e-4, err_msg=name)
+    assert (after.beta, after.step_size) == (5, 0.5)
+    np.testing.assert_allclose(after.areas, 12 + 3 * losses.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(after.variance, 0.1 + (3 * spread) ** 2, rtol=1e-5)
+
+
+def test_each_temperature_has_noise_of_its_own() -> None:
+    """At 30 temperatures that are almost one, the means differ as their errors say."""
+    betas = [1 + 1e-4 * i for i in range(30)]
+    ladder = measured(examples(0), inverse_temperatures=betas, num_steps=200).ladder
+    apart = np.std(ladder.losses[1:], ddof=1) / np.mean(ladder.loss_errors[1:])
+    assert 0.6 < apart < 1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,3 +120,18 @@ def test_negative_local_entropy_of_a_parabola() -> None:
         x, spread = line.get_xdata(), 1 + 2 / scope
         exact = 1000 + x**2 / spread + 0.5 * np.log(spread)
         np.testing.assert_allclose(line.get_ydata(), exact, atol=2e-3)
+
+
+def extents(patch: Any) -> np.ndarray:
+    """Its corners, in the coordinates of the data, or of the axes where it spans them."""
+    path = patch.get_path().transformed(patch.get_patch_transform())
+    return path.get_extents().get_points()
+
+
+def test_the_burn_in_is_shaded_and_the_value_is_in_a_band() -> None:
+    loss, distance = plots.traces(CHAINS).axes
+    for axes in (loss, distance):
+        np.testing.assert_allclose(extents(axes.patches[0])[:, 0], [0, CHAINS.trace.shape[1] // 2])
+    value, error = float(CHAINS.value), float(CHAINS.standard_error)
+    band = extents(loss.patches[1])[:, 1]
+    np.testing.assert_allclose(band, [value - error, value + error], rtol=1e-5)

@@ -106,3 +106,9 @@ print(line.losses)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[0.5 0.5 4.5]", done.stderr
+
+
+def test_the_distance_of_half_precision_solutions_is_not_rounded() -> None:
+    first, second = (jnp.array([x], jnp.bfloat16) for x in (1.0, 2.0**-9))
+    line = flatness.loss_on_line(lambda params, batch: jnp.sum(params), first, second, [None])
+    assert line.places[1] == 1 - 2.0**-9

@@ -13,6 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from entropy_sgd_jax import flatness
+from entropy_sgd_jax.flatness import _estimates
 from tests.core.helpers import double_precision
 from tests.flatness.cases import Case, network, plain, quadratic, rotated
 
@@ -372,3 +373,21 @@ def test_float32() -> None:
     np.testing.assert_allclose(top, eigenvalues[::-1][:5], atol=1e-5 * scale)
     np.testing.assert_allclose(rules.nodes.max(axis=1), eigenvalues[-1], rtol=1e-4)
     assert abs(trace.value - eigenvalues.sum()) < 5 * trace.standard_error
+
+
+@pytest.mark.parametrize("count", [2, 3, 30])
+def test_the_standard_error_is_that_of_independent_samples(count: int) -> None:
+    samples = 1e30 * np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
+    value, error = _estimates.of_samples(jnp.asarray(samples))
+    wide = samples.astype(np.float64)
+    np.testing.assert_allclose(value, wide.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(error, wide.std(axis=0, ddof=1) / count**0.5, rtol=1e-5)
+
+
+def test_a_single_sample_has_no_error() -> None:
+    value, error = flatness.hessian_trace(
+        lambda params, batch: jnp.sum(params**2), jnp.ones(5), [None], num_probes=1,
+        method="hutchinson",
+    )  # fmt: skip
+    assert value == 10
+    assert np.isnan(error)

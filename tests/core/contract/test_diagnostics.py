@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from entropy_sgd_jax import EntropicDiagnostics, entropic, entropic_diagnostics
+from entropy_sgd_jax import EntropicDiagnostics, diloco, entropic, entropic_diagnostics
 from tests.core.contract.common import L, entropy_sgd_1, every_mode, quiet, small_params
 from tests.core.helpers import assert_close, partition, rows, train
 
@@ -180,3 +180,35 @@ def test_alignment_is_zero_where_undefined() -> None:
     params = jnp.ones(2)
     _, state = jax.jit(tx.update)(jnp.zeros(2), tx.init(params), params)
     assert entropic_diagnostics(state).alignment == 0
+
+
+def test_a_cycle_without_losses_forgets_those_of_the_cycle_before() -> None:
+    tx = entropy_sgd_1(inner_steps=2, noise_scale=0, diagnostics=True, streaming=True)
+    update, params = jax.jit(tx.update), jnp.ones(2)
+    state, seen = tx.init(params), []
+    for values in ({"value": 7.0}, {"value": 9.0}, {}, {}):
+        _, state = update(params, state, params, **values)
+        seen.append(float(entropic_diagnostics(state).inner_loss))
+    np.testing.assert_array_equal(seen, [7, 8, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_the_first_cycle_of_a_shifted_stream_starts_its_means(offset: int) -> None:
+    """It has `inner_steps` − offset gradients, of which the first is its first."""
+    tx = diloco(
+        inner_steps=4, inner_optimizer=optax.sgd(0.1), streaming=True, offset=offset,
+        diagnostics=True,
+    )  # fmt: skip
+    update, params = jax.jit(tx.update), jnp.zeros(2)
+    state, norms = tx.init(params), []
+    for number in range(6):
+        grads = jnp.array([3.0, 4.0]) * (number + 1)
+        updates, state = update(grads, state, params, value=float(number))
+        params = optax.apply_updates(params, updates)
+        norms.append(5.0 * (number + 1))
+        record = entropic_diagnostics(state)
+        np.testing.assert_allclose(record.inner_gradient_norm, np.mean(norms), rtol=1e-5)
+        np.testing.assert_allclose(record.inner_loss, np.mean(norms) / 5 - 1, rtol=1e-5)
+        if number == 3 - offset:  # the cycle ends
+            np.testing.assert_allclose(record.alignment, 1, rtol=1e-5)
+            norms = []
