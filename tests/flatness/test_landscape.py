@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from entropy_sgd_jax import flatness
+from entropy_sgd_jax.flatness import _annealing
 from entropy_sgd_jax.flatness._data import DataSet
 from entropy_sgd_jax.flatness._entropy import integrate
 from tests.core.helpers import ROUNDED_AS_USUAL, double_precision
@@ -304,3 +305,27 @@ def test_gradient_is_the_pull_of_the_chains() -> None:
         ) / (2 * step)
         np.testing.assert_allclose(pull(jnp.array(x)), exact, atol=0.06)
         np.testing.assert_allclose(difference, exact, atol=0.2)
+
+
+def test_no_perturbation_is_no_error() -> None:
+    value, error = flatness.local_energy(
+        lambda params, batch: 1 + jnp.sum(params**2), jnp.ones(5), [None], jnp.array([0.0, 0.1])
+    )
+    assert value[0] == error[0] == 0
+    assert error[1] > 0
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_sharpness_is_the_highest_of_all_steps(num_steps: int) -> None:
+    """x − x² at 0.8 is 0.16, with a slope that leads to the other side, −1.44, and back."""
+    rise = flatness.sharpness(
+        lambda x, batch: x - x**2, jnp.zeros(()), [None], 0.8, num_steps=num_steps
+    )
+    np.testing.assert_allclose(rise, 0.16, rtol=1e-5)
+
+
+def test_pilots_beyond_a_wall_are_left_out_of_the_ladder() -> None:
+    for energies in ([0.0, 3.0, np.inf, np.nan], [np.inf, np.inf]):
+        ladder = _annealing._ladder(jnp.array(energies, jnp.float32), 10)
+        assert (ladder[0], ladder[-1]) == (0, 1)
+        assert (jnp.diff(ladder) > 0).all()

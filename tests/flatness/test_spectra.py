@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from scipy.special import ndtri
 
 from entropy_sgd_jax import flatness
-from entropy_sgd_jax.flatness import _estimates
+from entropy_sgd_jax.flatness import _estimates, _lanczos, _top, _vectors
 from tests.core.helpers import double_precision
 from tests.flatness.cases import Case, network, plain, quadratic, rotated
 
@@ -391,3 +392,58 @@ def test_a_single_sample_has_no_error() -> None:
     )  # fmt: skip
     assert value == 10
     assert np.isnan(error)
+
+
+@pytest.mark.parametrize("num_probes", [1, 2, 3])
+def test_too_few_products_for_xtrace_are_hutchinsons(num_probes: int) -> None:
+    with double_precision():
+        left, right = (
+            flatness.hessian_trace(
+                quadratic(np.arange(10.0)), jnp.zeros(10), [None], num_probes=num_probes,
+                method=method,
+            )
+            for method in ("xtrace", "hutchinson")
+        )  # fmt: skip
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("residual", "converged", "settled"),
+    [
+        (3e-6, True, True),  # 3.9 is found to a relative 1e-6
+        (0.05, True, True),  # below 4 for sure
+        (0.2, True, False),  # perhaps above 4
+    ],
+)
+def test_the_next_eigenvalue_must_be_known_to_be_below(
+    residual: float, converged: bool, settled: bool
+) -> None:
+    """Of five rows, the last of which, at 3.9, has the whole residual."""
+    with double_precision():
+        found = assessed([5.0, 4.0, 3.0, 2.0, 3.9], residual)
+        assert found.converged.all() == converged
+        assert found.probed == settled
+        assert not found.done
+        assert assessed([5.0, 4.0, 3.0, 2.0, 3.9], residual, probed=True).done == settled
+        # The second largest itself, to one and to two times its tolerance.
+        for times in (0.99, 2.0):
+            last = assessed([5.0, 3.0, 2.0, 1.0, 4.0], times * 4e-6)
+            assert last.converged.tolist() == [True, times < 1]
+
+
+def assessed(diagonal: list[float], residual: float, probed: bool = False) -> Any:
+    search = _top._nothing_found(jnp.zeros(9), jax.random.key(0), 5, 2)
+    krylov = search.krylov._replace(
+        projected=jnp.diag(jnp.array(diagonal)), residual=jnp.asarray(residual)
+    )
+    assert isinstance(krylov, _lanczos.Krylov)
+    search = search._replace(krylov=krylov, probed=jnp.asarray(probed))
+    return _top._assess(search, 1e-6, exhausted=False)
+
+
+def test_every_word_is_a_finite_normal_number() -> None:
+    """A large network meets the first and the last."""
+    words = jnp.array([0, 2**31 - 1, 2**31, 2**32 - 1], jnp.uint32)
+    low, below, above, high = _vectors._gaussian(words, np.dtype(np.float32))
+    np.testing.assert_allclose([low, below], [-high, -above], rtol=1e-4)
+    np.testing.assert_allclose([high, above], -ndtri([2.0**-24, 0.5 - 2.0**-24]), rtol=1e-2)
