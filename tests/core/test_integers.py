@@ -179,13 +179,3 @@ def test_other_widths_are_refused(bits: Any) -> None:
 def test_integers_need_replicas() -> None:
     with pytest.raises(ValueError, match=r"`bits` must be None without an axis"):
         diloco(inner_steps=1, inner_learning_rate=1, bits=8)
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_blocks_of_zeros_divide_nothing_by_zero(bits: int) -> None:
-    tx, step = exchange(bits=bits)
-    zeros = tree_of(np.zeros((4, 1000), np.float32))
-    with jax.debug_nans(True):
-        mean, state = step(zeros, jax.vmap(tx.init)(zeros), jnp.ones(4))
-    assert not flat(mean).any()
-    assert not flat(state.residual).any()

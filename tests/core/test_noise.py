@@ -307,9 +307,9 @@ def test_a_leaf_of_several_pages_repeats_no_word(monkeypatch: pytest.MonkeyPatch
     """With pages of 64 numbers in place of 2³², whose rows a leaf takes whole."""
     monkeypatch.setattr(noise, "_PAGE", 64)
     monkeypatch.setattr(noise, "_SMALL", 0)
-    shapes = [(10,), (7, 3, 20), (5, 2)]
+    shapes = [(10,), (5, 4, 20), (5, 2)]
     starts = noise._first_numbers(shapes)
-    assert starts == [0, 64, 64 + 7 * 64]  # three rows of 20 to a page
+    assert starts == [0, 64, 64 + 7 * 64]  # of 20 rows, three to a page
     key = key_of("gaussian", 0).words
     words = [
         np.asarray(noise._words(start, shape, key)).ravel()

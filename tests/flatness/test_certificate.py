@@ -299,7 +299,8 @@ def test_draws_are_from_the_posterior_that_is_certified() -> None:
     )  # fmt: skip
     assert bound.inverse_temperature == 0
     draws = (np.asarray(bound.draws) - CENTRE) * SCOPE**0.5
-    assert 0.7 < draws.std() < 1.3  # of 120 normal numbers; 0.02 at the last temperature
+    spread = draws.std(axis=0)  # of 40 normal numbers each; 0.02 at the last temperature
+    assert ((spread > 0.6) & (spread < 1.4)).all()
 
 
 @pytest.mark.parametrize("outside", [1.01, -0.01])

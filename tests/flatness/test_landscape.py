@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from entropy_sgd_jax import flatness
-from entropy_sgd_jax.flatness import _annealing
+from entropy_sgd_jax.flatness import _annealing, _entropy
 from entropy_sgd_jax.flatness._data import DataSet
 from entropy_sgd_jax.flatness._entropy import integrate
 from tests.core.helpers import ROUNDED_AS_USUAL, double_precision
@@ -329,3 +329,32 @@ def test_pilots_beyond_a_wall_are_left_out_of_the_ladder() -> None:
         ladder = _annealing._ladder(jnp.array(energies, jnp.float32), 10)
         assert (ladder[0], ladder[-1]) == (0, 1)
         assert (jnp.diff(ladder) > 0).all()
+
+
+def test_beyond_the_axes_that_are_fitted_one_by_one_the_rest_counts_too() -> None:
+    """400 parameters, of which 256 have an axis: −(n/2) log(1 + h/γ), for all of them."""
+    curvature, count = 1e3, 400
+    value, error = flatness.local_entropy(
+        lambda params, batch: 0.5 * curvature * jnp.sum(params**2), jnp.zeros(count),
+        jnp.zeros((1, 1)), 1.0, include_volume=False, num_chains=16, num_steps=32,
+    )  # fmt: skip
+    assert abs(value + 0.5 * count * np.log(1 + curvature)) < 5 * error + 0.05
+    assert error < 1
+
+
+def test_the_logarithm_of_a_mean_is_right_to_second_order() -> None:
+    """It falls short by half of the mean's relative variance."""
+    logs = 0.5 * np.random.default_rng(0).normal(size=20)
+    terms = np.exp(logs)
+    spread = terms.var(ddof=1) / (20 * terms.mean() ** 2)
+    value, _ = _entropy._log_mean_exp(jnp.asarray(logs))
+    np.testing.assert_allclose(value, np.log(terms.mean()) + spread / 2, atol=1e-6)
+
+
+def test_where_the_loss_is_infinite_everywhere_the_error_is_too() -> None:
+    def wall(params: Any, batch: Any) -> Any:
+        return jnp.where(params < 9, jnp.inf, 0.0)
+
+    with pytest.warns(UserWarning, match="standard error of local_entropy is above 1 nat"):
+        _, error = flatness.local_entropy(wall, jnp.zeros(()), [None], 1e6, num_steps=2)
+    assert error == jnp.inf
