@@ -32,7 +32,9 @@ def in_turn(
     """An optimizer for each fragment, as `make` builds it from its offset and its number."""
     if not streaming or not inner_steps:
         advice = "Pass streaming=True, and inner_steps of at least 1."
-        raise _checks.error("fragments", "None without streaming=True", repr(fragments), advice)
+        raise _checks.error(
+            "fragments", "None without streaming=True or inner steps", repr(fragments), advice
+        )
     if not callable(fragments):
         _count(fragments, inner_steps)
     made = functools.cache(make)

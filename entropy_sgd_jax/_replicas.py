@@ -471,8 +471,8 @@ def diloco(
     starts its next round at the common x with a fresh inner state. If the weights sum to 0,
     nobody steps.
 
-    All replicas start from one x: the steps are common, and what lies between two at the start
-    stays there.
+    All replicas must start from one x: they take the same steps, so a difference at the start
+    stays.
 
     All other arguments are ``entropic``'s. Each replica may itself be data-parallel, over
     ``batch_axis_name``, over which its weight is averaged.

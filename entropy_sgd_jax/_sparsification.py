@@ -67,7 +67,7 @@ def mean(
 def _chunks(numbers: jax.Array) -> jax.Array:
     """Whole chunks, padded with zeros.
 
-    Before any arithmetic: the pad of a sum of selects ends in a segmentation fault on several CPU
-    devices (XLA of JAX 0.10).
+    Pad before any arithmetic: on several CPU devices XLA crashes if it pads a sum of selects
+    (JAX 0.10).
     """
     return jnp.pad(numbers, (0, -numbers.size % CHUNK)).reshape(-1, CHUNK)

@@ -30,7 +30,8 @@ class EntropicState(NamedTuple):
     inner_state: PyTree  # of `inner_transform`
     base_state: PyTree  # of `base_optimizer`
     anchor: PyTree | None  # x, like params; None in scan mode
-    # Langevin steps since x′ was x, int32; where it never is again, L to 2L − 1. None in scan mode.
+    # Langevin steps since x′ was x, int32; with `delay` or `blend` it goes from L to 2L − 1 after
+    # the first cycle. None in scan mode.
     inner_count: jax.Array | None
     diagnostics: EntropicDiagnostics | None  # with `diagnostics=True`
 

@@ -4,7 +4,7 @@ It starts as wide as the scope allows. The line through the gradients at random 
 where the parabola has its minimum and how narrow it is, in each direction. A parabola is matched,
 however narrow. Any other loss is followed only as long as it varies by much more than annealing can
 deal with, since what is not parabolic, such as a second valley, must stay within reach. Of all that
-were tried, annealing gets the one whose points alone make out the most of the integral: at a wall
+were tried, annealing gets the one whose points alone account for most of the integral: at a wall
 with a plain behind it, each round is narrower than the last, until the plain is out of reach.
 """
 
@@ -95,7 +95,7 @@ class _Round(NamedTuple):
 
     gaussian: Gaussian
     least: jax.Array  # energy of the points that were drawn from it
-    evidence: jax.Array  # how much of the integral they make out
+    evidence: jax.Array  # how much of the integral they account for
 
 
 class _Search(NamedTuple):

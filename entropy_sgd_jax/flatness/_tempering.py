@@ -118,7 +118,7 @@ def climb(
 
 def _in_unit_interval(errors: jax.Array) -> jax.Array:
     """Their mean; NaN if any lies outside."""
-    inside = (errors.min() >= -_ROUNDING) & (errors.max() <= 1 + _ROUNDING)
+    inside = jnp.all((errors >= -_ROUNDING) & (errors <= 1 + _ROUNDING))
     return jnp.where(inside, jnp.clip(errors.mean(), 0, 1), jnp.nan)
 
 

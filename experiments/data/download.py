@@ -98,6 +98,8 @@ def fetch(name: str, directory: str | None) -> str:
     with made(place, "--data-dir"):
         for source in SOURCES[name]:
             refuse_others(place / source.name, source.checksum)
+            if (place / source.name).exists():
+                continue
             try:
                 pooch.retrieve(source.url, source.checksum, source.name, place)
             except Exception as error:  # no connection, no such file, another sum, no space

@@ -84,7 +84,7 @@ class Log:
         return _counts(self.lines)[-1:] == self.measured[-1:]
 
     def set_aside(self) -> pathlib.Path | None:
-        """Moves a log of some training out of the way; returns where it is now, if it was one."""
+        """Renames a log that has measured any training; returns its new path, else None."""
         if len(self.lines) < 2:
             return None
         names = (self.folder / f"metrics-{number}.jsonl" for number in itertools.count(1))

@@ -208,9 +208,11 @@ def idle(settings: Settings, name: str, optimizer: str) -> str:
         return f"--drop-at and --drop-by need --schedule step; got {settings.schedule}"
     if name == "power" and settings.schedule != "power":
         return f"--power needs --schedule power; got {settings.schedule}"
-    inner = INNER.is_of("", optimizer)
-    if name == "warmup" and "cosine" not in (settings.schedule, inner and settings.inner_schedule):
-        return "--warmup needs --schedule cosine" + " or --inner-schedule cosine" * inner
+    if name == "warmup" and settings.schedule != "cosine":
+        if not INNER.is_of("", optimizer):
+            return "--warmup needs --schedule cosine"
+        if settings.inner_schedule != "cosine":
+            return "--warmup needs --schedule cosine or --inner-schedule cosine"
     if name == "decay_after_momentum" and not settings.weight_decay:
         return "--decay-after-momentum needs --weight-decay"
     if name == "context" and settings.sampling == "streams":

@@ -223,16 +223,16 @@ def draw_segment(
     rounds, batches = budget.segments[0], budget.batches
 
     def draw_seed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        whole = jax.random.fold_in(key, 2)
-        key = jax.random.fold_in(whole, index)
+        key = jax.random.fold_in(key, 2)
+        own = jax.random.fold_in(key, index)
         count = rounds * batches * budget.batch_size
         if budget.sampling == "streams":
             order = in_streams(index * rounds * batches, count, budget.batch_size, examples)
         elif budget.sampling == "replacement":
-            order = jax.random.randint(key, (count,), 0, examples)
+            order = jax.random.randint(own, (count,), 0, examples)
         else:
-            order = shuffled_passes(whole, index, count, examples)
-        masks = jax.random.split(jax.random.fold_in(key, 3), (rounds, batches))
+            order = shuffled_passes(key, index, count, examples)
+        masks = jax.random.split(jax.random.fold_in(own, 3), (rounds, batches))
         return order.reshape(rounds, batches, budget.batch_size), masks
 
     return jax.vmap(draw_seed)(keys)

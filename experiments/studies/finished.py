@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import train, workloads
+from experiments.checkpoints import differences
 from experiments.harness import logs, report
 from experiments.io.errors import InputError
 from experiments.studies import RESULTS, paired
@@ -129,7 +130,9 @@ def read(variant: str, paths: list[pathlib.Path]) -> Finished:
         names = ", ".join(path.name for path in paths)
         raise InputError(f"{names}: seeds {seeds}, each expected once; name one training's logs")
     for path, (known, *_) in zip(paths, each, strict=True):
-        if different := differing(each[0][0], known):
+        common = each[0][0].keys() & known.keys() - {"seeds", "first_seed"}  # old logs have fewer
+        pair = ({name: one[name] for name in common} for one in (each[0][0], known))
+        if different := differences(*pair):
             raise InputError(f"{path.name} is of other settings than {paths[0].name}: {different}")
     configuration = each[0][0] | {"seeds": len(seeds)}
     name = train.NAMES[configuration["optimizer"]]
@@ -138,13 +141,6 @@ def read(variant: str, paths: list[pathlib.Path]) -> Finished:
     score = report.SCORES[workloads.get(configuration["workload"]).score]
     seconds = sum(seconds for *_, seconds in each)
     return Finished(configuration, seeds, variant, curves, score, seconds)
-
-
-def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """What differs between the configurations of one training's seeds, though it should not."""
-    common = a.keys() & b.keys() - {"seeds", "first_seed"}  # an older log lacks new settings
-    names = sorted(name for name in common if a[name] != b[name])
-    return ", ".join(f"{name} {b[name]!r}, not {a[name]!r}" for name in names)
 
 
 def best(runs: Iterable[Finished]) -> Finished:

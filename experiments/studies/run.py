@@ -18,7 +18,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 import queue
@@ -28,6 +27,7 @@ import sys
 from typing import Any
 
 from experiments import train, workloads
+from experiments.checkpoints import differences
 from experiments.harness import contestants, cores, logs, report, settings
 from experiments.io import files
 from experiments.studies import RESULTS, finished, paired, tune
@@ -74,13 +74,12 @@ def changed(known: dict[str, Any], flags: list[str]) -> str:
     options = train.parse_arguments(flags)
     workload, optimizer = options.workload, options.optimizer
     chosen = settings.override(workloads.get(workload).settings[optimizer], options)
-    asked = json.loads(json.dumps(dataclasses.asdict(chosen)))
-    used = [
-        field.name
-        for field in dataclasses.fields(chosen)
-        if field.metadata["part"].is_of(workload, optimizer) and field.name in known
-    ]
-    return ", ".join(f"{name} {known[name]!r}" for name in used if known[name] != asked[name])
+    asked = {
+        name: value
+        for name, value in dataclasses.asdict(chosen).items()
+        if settings.PARTS[name].is_of(workload, optimizer) and name in known
+    }
+    return differences({name: known[name] for name in asked}, asked)
 
 
 def run(name: str, flags: list[str], free: queue.SimpleQueue, options: argparse.Namespace) -> bool:

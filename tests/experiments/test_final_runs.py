@@ -172,7 +172,7 @@ def test_seeds_of_other_settings_are_not_one_training(tmp_path: pathlib.Path) ->
     text = second.read_text()
     (tmp_path / second.name).write_text(text.replace('"batch_size": 256', '"batch_size": 7', 1))
     with pytest.raises(
-        InputError, match=r"adam-1.* than mnistfc-paper-adam-0.*: batch_size 7, not"
+        InputError, match=r"adam-1.* than mnistfc-paper-adam-0.*: batch_size 256 there, 7 given"
     ):
         finished_runs.read("paper", paths)
 
@@ -184,7 +184,10 @@ def test_a_kept_log_of_other_settings_is_not_taken_for_the_run(
     options = argparse.Namespace(work=pathlib.Path("nowhere"))
     assert run.run(name, flags, queue.SimpleQueue(), options)
     assert not run.run(name, [*flags, "--batch-size", "7"], queue.SimpleQueue(), options)
-    assert "with other settings (batch_size 256): move it away first" in capsys.readouterr().out
+    assert (
+        "with other settings (batch_size 256 there, 7 given): move it away first"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_training_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
