@@ -93,11 +93,8 @@ def coordinate(options: argparse.Namespace, console: Console, checkpoints: Check
         console.print(f"all {done} rounds are done: more --rounds, or other --checkpoints")
         return
     islands = Islands(start)
-    joined = options.join is not None and options.join <= done
-    for _ in range(options.islands + joined):
-        islands.join()
     for number in range(done + 1, options.rounds + 1):
-        if number == options.join:
+        while len(islands) < mishaps.islands_in(number, options):
             islands.join()
         began, asked = time.monotonic(), islands.ask(number, jax.device_get(x))
         if number == options.kill[0]:

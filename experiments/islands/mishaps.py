@@ -19,11 +19,15 @@ def check(options: argparse.Namespace, cluster: bool) -> None:
     """Refuses what cannot befall it."""
     for name in ("kill", "slow"):
         number, island = getattr(options, name)
-        there = options.islands + (options.join is not None and options.join <= number)
-        if island >= there:
-            raise InputError(f"--{name} {number}:{island}: the islands are 0 to {there - 1} then")
+        if island >= (count := islands_in(number, options)):
+            raise InputError(f"--{name} {number}:{island}: the islands are 0 to {count - 1} then")
     if options.kill[0] > 0 and cluster:
         raise InputError("--kill is for one machine: leave RAY_ADDRESS out")
+
+
+def islands_in(number: int, options: argparse.Namespace) -> int:
+    """How many there are in this round."""
+    return options.islands + (options.join is not None and options.join <= number)
 
 
 def _pair(text: str) -> tuple[int, int]:
