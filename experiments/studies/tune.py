@@ -27,7 +27,7 @@ from experiments import train, workloads
 from experiments.data import download
 from experiments.harness import report, settings, training
 from experiments.io import files
-from experiments.io.errors import one_line_errors
+from experiments.io.errors import InputError, one_line_errors
 from experiments.studies import RESULTS
 from experiments.studies.grids import FIXED, GRIDS, OWN
 
@@ -113,11 +113,18 @@ def main() -> None:
         if optimizer not in GRIDS[workload]:
             continue
         epochs = options.effective_epochs or EPOCHS[workload]
-        tried = [r for r in ranking(results, workload, optimizer) if len(r["scores"]) == 1]
-        candidates = [r["settings"] for r in tried[: options.finalists]] or [
+        candidates = [
             [*FIXED, *OWN[workload], *as_flags(values), *more]
             for values in grid(workload, optimizer)
         ]
+        if options.finalists:
+            tried = [r for r in ranking(results, workload, optimizer) if len(r["scores"]) == 1]
+            candidates = [r["settings"] for r in tried[: options.finalists]]
+            if not candidates:
+                raise InputError(
+                    f"--finalists {options.finalists}: {options.out} has no {workload} with "
+                    f"{optimizer} in one seed; tune it first, without --finalists"
+                )
         for chosen in candidates:
             key = {"workload": workload, "optimizer": optimizer, "settings": chosen}
             key["effective_epochs"] = epochs

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import train
 from experiments.harness.report import SCORES
+from experiments.io.errors import InputError
 from experiments.studies import RESULTS, overview, paired, robustness, tune, width
 
 MNIST = width.CONDITIONS["batches of 512, MNIST"]
@@ -32,6 +33,13 @@ def test_finalists_take_no_settings_besides_their_own(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         tune.main()
     assert "--finalists has its settings from --out; got --widht 10 too" in capsys.readouterr().err
+
+
+def test_finalists_have_been_tried_before(monkeypatch, tmp_path):
+    arguments = ["--data-dir", "DIR", "--finalists", "3", "--out", str(tmp_path / "tuning.json")]
+    monkeypatch.setattr("sys.argv", ["tune", *arguments])
+    with pytest.raises(InputError, match="no mnistfc with .* in one seed; tune it first"):
+        tune.main()
 
 
 def test_noise_is_in_proportion_to_the_weight() -> None:
