@@ -38,7 +38,7 @@ def test_finalists_take_no_settings_besides_their_own(monkeypatch, capsys):
 def test_finalists_have_been_tried_before(monkeypatch, tmp_path):
     arguments = ["--data-dir", "DIR", "--finalists", "3", "--out", str(tmp_path / "tuning.json")]
     monkeypatch.setattr("sys.argv", ["tune", *arguments])
-    with pytest.raises(InputError, match="no mnistfc with .* in one seed; tune it first"):
+    with pytest.raises(InputError, match=r"no mnistfc with .* in one seed; tune it first"):
         tune.main()
 
 
