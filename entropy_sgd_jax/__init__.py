@@ -1,16 +1,10 @@
 """Entropy-SGD for JAX: Optax optimizers that seek wide valleys."""
 
+from entropy_sgd_jax._averages import average_over_replicas, replica_average
 from entropy_sgd_jax._diagnostics import EntropicDiagnostics
+from entropy_sgd_jax._diloco import diloco
 from entropy_sgd_jax._optimizers import entropic, entropy_adam, entropy_sgd
-from entropy_sgd_jax._replicas import (
-    add_elastic_coupling,
-    average_over_replicas,
-    diloco,
-    elastic_sgd,
-    parle,
-    replica_average,
-    replicated_sgd,
-)
+from entropy_sgd_jax._parle import add_elastic_coupling, elastic_sgd, parle, replicated_sgd
 from entropy_sgd_jax._schedules import scoping
 from entropy_sgd_jax._state import EntropicState, anchor_params, entropic_diagnostics
 
