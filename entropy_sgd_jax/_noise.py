@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -172,7 +172,7 @@ def draw(
 def words(key: jax.Array, like: PyTree) -> PyTree:
     """32 random bits for each number in `like`, from the words of a key."""
     shapes = _shapes(like)
-    starts = _first_numbers(shapes)
+    starts = _first_numbers(shapes, range(len(shapes)))  # as of one array of them all
     return jax.tree.unflatten(
         jax.tree.structure(like),
         [_words(start, shape, key) for start, shape in zip(starts, shapes, strict=True)],
@@ -237,15 +237,15 @@ def _look_up(pool: jax.Array, table: jax.Array) -> jax.Array:
     return pool.at[table].get(mode="promise_in_bounds")
 
 
-def _first_numbers(shapes: Shapes) -> list[int]:
-    """The number of each leaf's first parameter, small leaves first.
+def _first_numbers(shapes: Shapes, order: Iterable[int] | None = None) -> list[int]:
+    """The number of each leaf's first parameter, small leaves first unless told otherwise.
 
     The numbers of one leaf never straddle a multiple of 2³², because the hash has 32 bits; those of
     a leaf of more elements start at one, and take whole rows of each page of 2³² numbers.
     """
     sizes = [math.prod(shape) for shape in shapes]
     starts, end = [0] * len(sizes), 0
-    for i in sorted(range(len(sizes)), key=lambda i: sizes[i] > _SMALL):
+    for i in order or sorted(range(len(sizes)), key=lambda i: sizes[i] > _SMALL):
         room = -end % _PAGE
         starts[i] = end = end + room if 0 < room < sizes[i] else end
         end += sizes[i] if sizes[i] <= _PAGE else _pages(shapes[i]) * _PAGE

@@ -5,6 +5,8 @@ All functions take one number per step and chain, shape (chains, steps), and are
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -28,7 +30,7 @@ def standard_error(samples: jax.Array) -> jax.Array:
     # positive is noise.
     pairs = correlation[: length // 2 * 2].reshape(-1, 2).sum(axis=1)
     pairs = jnp.maximum(lax.cummin(pairs), 0)
-    steps_per_sample = jnp.maximum(2 * pairs.sum() - 1, 1 / jnp.log10(count * length))
+    steps_per_sample = jnp.maximum(2 * pairs.sum() - 1, 1 / math.log10(count * length))
     correlated = jnp.sqrt(pooled * steps_per_sample / (count * length))
     if len(samples) == 1:
         return correlated
@@ -40,14 +42,15 @@ def split_r_hat(samples: jax.Array) -> jax.Array:
     """Gelman and Rubin's scale reduction of the half chains: 1 if they agree; shape ()."""
     halves = _halves(samples)
     within, pooled = _variances(halves)
-    return jnp.where(within > 0, jnp.sqrt(pooled / jnp.where(within > 0, within, 1)), 1)
+    # Infinite if none of them moves, unless they are all in one place.
+    return jnp.where(pooled > 0, jnp.sqrt(pooled / jnp.where(pooled > 0, within, 1)), 1)
 
 
 def drift(samples: jax.Array) -> jax.Array:
     """How much the second half lies above the first, in standard errors over chains; shape ()."""
     first, second = jnp.split(_halves(samples), 2)
     rise = second.mean(axis=1) - first.mean(axis=1)
-    error = rise.std(ddof=1) / jnp.sqrt(len(rise))
+    error = rise.std(ddof=1) / len(rise) ** 0.5
     return jnp.where(error > 0, rise.mean() / jnp.where(error > 0, error, 1), 0)
 
 

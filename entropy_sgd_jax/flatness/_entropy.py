@@ -48,8 +48,8 @@ def local_entropy(
     along a chain enters.
 
     Cost, for each scope: `num_steps` + 2 gradients of each of `num_chains` + 8 chains over the
-    data, in as many passes, and as much again for each round of the fit: 3 to 11, 65 at most; up
-    to 256 Hessian-vector products. Memory for three vectors like ``params`` for each chain and for
+    data, in as many passes, and one more for each round of the fit: 2 to 11, 64 at most; up to 257
+    Hessian-vector products. Memory for three vectors like ``params`` for each chain and for
     one for each axis, and the intermediate values of as many batches at once.
 
     Args:
@@ -73,9 +73,10 @@ def local_entropy(
     Returns:
       F in nats and its standard error, in the shape of `scope`. The error is that of the spread of
       exp(−W) over the chains, or what a normal distribution of W would have if that is more, and
-      the rounding of what F is the sum of. An error below 1 is sound, except for a valley so
-      narrow that no chain has entered it; an error above 1 means only that the estimate is
-      unreliable, which a warning says outside ``jax.jit``: take more steps.
+      the rounding of the loss and of what F is the sum of. An error below 1 is sound, except for a
+      valley so narrow that no chain has entered it; an error above 1 means only that the estimate
+      is unreliable, which a warning says outside ``jax.jit``: take more steps, or let the loss
+      return more digits.
 
     Raises:
       ValueError: for arguments out of range, parameters or batches of another form.
@@ -103,7 +104,7 @@ def local_entropy(
     num_chains = _checks.integer("num_chains", num_chains, 2, float("inf"), advice)
     advice = "256 is the default."
     num_steps = _checks.integer("num_steps", num_steps, 1, float("inf"), advice)
-    data, key = DataSet(batches, batch_size), _checks.key(key)
+    loss, data, key = ScalarLoss(loss), DataSet(batches, batch_size), _checks.key(key)
     scopes = scope.reshape(-1)
 
     def at(number: jax.Array | int) -> jax.Array:
@@ -117,6 +118,7 @@ def local_entropy(
         terms = [value, jnp.sum(along), (count - along.size) * rest, volume, -least]
         total = sum(terms[1:], start=value)
         rounding = 2 * jnp.finfo(dtype).eps * sum(map(jnp.abs, terms))
+        rounding = rounding + loss.eps * jnp.abs(least)
         error = jnp.where(jnp.isfinite(total), jnp.hypot(error, rounding), jnp.inf)
         return jnp.stack([total, error])
 
@@ -169,7 +171,6 @@ def _energy(
     loss: Loss, params: PyTree, data: DataSet, axes: _gaussian.Axes, beta: jax.Array
 ) -> Callable[[Any], tuple[jax.Array, Any]]:
     """β f and its gradient, from and in the coordinates of several places."""
-    loss = ScalarLoss(loss)
 
     def batch_energy(params: PyTree, offsets: PyTree, batch: PyTree) -> Any:
         def at(offset: PyTree) -> jax.Array:

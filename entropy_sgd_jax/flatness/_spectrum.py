@@ -142,9 +142,9 @@ def spectral_density(
             krylov = _lanczos.start(like, rows, keys[number], signs)
             krylov = _lanczos.extend(data, product, krylov, -1, rows)
             nodes, rotation = jnp.linalg.eigh(krylov.projected)
-            return jnp.pad(
-                jnp.stack([nodes * krylov.unit, rotation[0] ** 2]), ((0, 0), (0, num_steps - rows))
-            )
+            more = (0, num_steps - rows)  # the largest again, which no function minds
+            nodes = jnp.pad(nodes * krylov.unit, more, mode="edge")
+            return jnp.stack([nodes, jnp.pad(rotation[0] ** 2, more)])
 
         empty = jnp.zeros((2, num_steps), _trees.wide_dtype(params))
         rules = data.samples(num_probes, probe, empty)

@@ -70,7 +70,7 @@ class Maurer(NamedTuple):
 
     def bound(self, error: jax.Array, spread: jax.Array, kl: jax.Array, kl_spread: Any) -> Any:
         """On the test error, from an error, a divergence and their standard errors."""
-        quantile = -ndtri(self.slack / (2 * self.rungs))
+        quantile = -ndtri(jnp.full_like(error, self.slack / (2 * self.rungs)))
         complexity = kl + quantile * kl_spread + jnp.log(2 * jnp.sqrt(self.examples) / self.slack)
         return kl_inverse(jnp.minimum(error + quantile * spread, 1), complexity / self.examples)
 
@@ -93,7 +93,9 @@ def climb(
       run: at this rung.
       offset: where it ended.
     """
-    kept, beta = run.samples.kept(plan.burn_in), ascent.beta
+    beta = ascent.beta
+    run = jax.tree.map(lambda leaf: leaf.astype(beta.dtype), run)  # a loss may have more digits
+    kept = run.samples.kept(plan.burn_in)
     losses = run.here + kept.losses
     errors = losses if same else kept.errors
     spread = _convergence.standard_error(losses)
@@ -106,7 +108,7 @@ def climb(
     step = above(number, beta, losses.std()) - beta
     return Ascent(
         offset=offset,
-        step_size=run.step_size.astype(ascent.step_size.dtype),
+        step_size=run.step_size,
         beta=beta + step,
         areas=ascent.areas + step * losses.mean(axis=1),
         variance=ascent.variance + (step * spread) ** 2,

@@ -63,8 +63,8 @@ def hessian_trace(
     Returns:
       The trace, shape (), and its standard error over the probes, NaN for a single one. XTrace's
       is √2 times that of independent estimates, which its own are not: right if the spectrum
-      decays slowly, too large by up to √2 otherwise; but too small where the rank is half the
-      number of products or just above.
+      decays fast, too large by up to √2 the flatter it is; but too small where the rank is half
+      the number of products or just above.
 
     Raises:
       ValueError: for arguments out of range, parameters or batches of another form.
@@ -87,7 +87,7 @@ def hessian_trace(
     advice = "'hutchinson' needs the least memory."
     _checks.choice("method", method, ("xtrace", "hutchinson"), advice)
 
-    flat = is_flat(params)
+    flat = method == "xtrace" and is_flat(params)  # an array beside the tree is memory
 
     def estimate(data: DataSet, params: PyTree, key: jax.Array) -> Estimate:
         like, product, _ = space(loss, params, data, flat=flat)

@@ -15,6 +15,7 @@ from scipy import optimize, special
 from entropy_sgd_jax import flatness
 from entropy_sgd_jax.flatness import _chains, _convergence, _tempering, pac_bayes_bound
 from entropy_sgd_jax.flatness._certificate import PacBayesBound
+from tests.core.helpers import double_precision
 
 SCOPE, CENTRE, TRUTH, COUNT = 2.0, 0.3, np.array([1.0, -0.5, 0.0]), 200
 LADDER = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 200.0]
@@ -116,6 +117,17 @@ def test_kl_is_inverted_from_above() -> None:
             np.testing.assert_allclose(found, root_of_kl(q, limit), atol=2e-5, rtol=2e-3)
     for q, limit in ((jnp.nan, 0.1), (0.1, jnp.nan), (0.1, jnp.inf), (1.0, 0.1)):
         assert _tempering.kl_inverse(jnp.float32(q), jnp.float32(limit)) == 1
+
+
+def test_a_loss_in_float64_of_parameters_in_float32() -> None:
+    with double_precision():
+        quick = {"inverse_temperatures": [1.0, 2.0], "num_steps": 400}
+        batches = jnp.asarray(examples(0))[None]
+        bound = pac_bayes_bound(
+            loss, jnp.zeros(3, jnp.float32), batches, error=error, scope=SCOPE, **quick
+        )
+    assert bound.value.dtype == jnp.float32
+    assert bound.error < bound.value < 1
 
 
 def test_ladder_is_found() -> None:

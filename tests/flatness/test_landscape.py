@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -275,6 +276,21 @@ def test_local_entropy_between_walls() -> None:
     error = estimate.standard_error
     np.testing.assert_allclose(error, math.sqrt((1 - inside) / inside / 400), rtol=0.3)
     assert abs(estimate.value - math.log(math.sqrt(2 * math.pi) * inside)) < 3 * error
+
+
+@pytest.mark.parametrize("beta", [100.0, 1000.0])
+def test_the_digits_of_the_loss_are_part_of_the_error(beta: float) -> None:
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return (1.003 + 0.5 * jnp.sum(params**2)).astype(jnp.bfloat16)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        value, error = flatness.local_entropy(
+            loss, jnp.zeros(6), [None], 1.0, inverse_temperature=beta
+        )
+    truth = -beta * 1.003 + 3 * np.log(2 * np.pi / (1 + beta))
+    assert abs(value - truth) < error < beta / 64  # 2⁻⁷ is bfloat16's own
+    assert bool(said) == (error > 1)
 
 
 def test_gradient_is_the_pull_of_the_chains() -> None:

@@ -367,6 +367,8 @@ def test_r_hat_and_drift_are_as_defined() -> None:
     still = np.ones((4, 10))
     assert _convergence.split_r_hat(still) == 1
     assert _convergence.drift(still) == 0
+    stuck = still * np.arange(4)[:, None]  # each at a place of its own
+    assert _convergence.split_r_hat(stuck) == np.inf
 
 
 def sloped(params: Any, batch: Any) -> jax.Array:

@@ -359,6 +359,24 @@ def test_nodes_that_are_not_needed_weigh_nothing(steps: int) -> None:
     np.testing.assert_allclose(rules.weights.sum(axis=1), 1, rtol=1e-9)
 
 
+def test_a_rule_longer_than_the_matrix_keeps_to_its_range() -> None:
+    eigenvalues = np.array([2.0, 3.0, 5.0])
+    rules = flatness.spectral_density(
+        lambda params, batch: 0.5 * jnp.sum(eigenvalues * params**2), jnp.ones(3), [None]
+    )
+    np.testing.assert_allclose([rules.nodes.min(), rules.nodes.max()], [2, 5], rtol=1e-6)
+    mean = rules.expectation(jnp.log).value
+    np.testing.assert_allclose(mean, np.log(eigenvalues).mean(), rtol=1e-6)
+
+
+def test_random_vectors_are_those_of_one_array() -> None:
+    tree = {"large": jnp.zeros((100, 50)), "small": jnp.zeros(3)}
+    key = jax.random.split(jax.random.key(0))[0]
+    whole = _vectors.draw("gaussian", key, jnp.zeros(5003))
+    parts = _vectors.draw("gaussian", key, tree)
+    np.testing.assert_array_equal(whole, np.concatenate([parts["large"].ravel(), parts["small"]]))
+
+
 def test_float32() -> None:
     with double_precision():
         eigenvalues = np.linalg.eigvalsh(network(50).hessian())
