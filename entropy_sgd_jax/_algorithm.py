@@ -235,7 +235,8 @@ class Algorithm:
                 inner_state = apply_if(~counts, self._restarted(anchor), inner_state)
             target = x
             if self._waits:
-                iterate = _trees.where(counts, chain.iterate, anchor.x)
+                home = anchor.x if self.delay else self._accumulators(x)  # x, as far as it is here
+                iterate = _trees.where(counts, chain.iterate, home)
                 target = iterate if self.delay else self._blended(iterate, x)
             landed = self._anchor(self._landing(target, params), state)
             return x, self.start(landed, inner_state, record), base_state
@@ -277,9 +278,13 @@ class Algorithm:
         self._arrive(params, state)
         gradient = self.axes.given(grads, params, 0, "with inner_steps=0")
         updates, base_state = self.base_optimizer.update(
-            gradient.value, state.base_state, params, **self.axes.for_base(extra_args)
+            _trees.cast_like(gradient.value, params),
+            state.base_state,
+            params,
+            **self.axes.for_base(extra_args),
         )
         count = optax.safe_increment(state.count)
+        updates = _trees.cast_like(updates, params)
         return updates, state._replace(count=count, base_state=base_state)
 
     def init(self, params: PyTree) -> EntropicState:
@@ -317,7 +322,8 @@ class Algorithm:
         """x, taken from `params`; checks the arguments that every update needs."""
         _protocol.params(params)
         self.axes.check()
-        _protocol.state(state, params, self.streaming, self.inner_transform)
+        transforms = {"inner_state": self.inner_transform, "base_state": self.base_optimizer}
+        _protocol.state(state, params, self.streaming, **transforms)
         return self._anchor(params, state)
 
     def _anchor(self, params: PyTree, state: EntropicState) -> Anchor:

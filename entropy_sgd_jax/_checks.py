@@ -62,7 +62,8 @@ def number(
             return value
         known = _python_float(value)
         if known is None and static:
-            raise error(name, f"{allowed}, and not traced", repr(value), advice)
+            allowed_here = f"{allowed}, and not traced"
+            raise error(name, allowed_here, repr(value), advice + _static(name, value))
         if known is None:
             return value
         if not low <= known <= high or known in (*excluded, math.inf):
@@ -90,7 +91,7 @@ def integer(advice: str, low: int = 0, high: int = INT32_MAX, *, optional: bool 
                 raise TypeError
             known = operator.index(value)
         except TypeError:
-            raise error(name, allowed, shown(value), advice) from None
+            raise error(name, allowed, shown(value), advice + _static(name, value)) from None
         if not low <= known <= high:
             raise error(name, in_range if known > high else allowed, shown(value), advice)
         return known
@@ -114,8 +115,8 @@ def choice(advice: str, allowed: tuple[Any, ...]) -> Rule:
     listed = " or ".join(map(repr, allowed))
 
     def rule(name: str, value: Any) -> Any:
-        if isinstance(value, bool | jax.Array | np.ndarray) or value not in allowed:
-            raise error(name, listed, repr(value), advice)
+        if isinstance(value, jax.Array | np.ndarray) or value not in allowed:
+            raise error(name, listed, repr(value), advice + _static(name, value))
         return value
 
     return rule
@@ -252,10 +253,7 @@ RULES: Mapping[str, Rule] = {
     "b2": number("0.999 is usual.", high=1, open_end="high", schedule=False),
     "eps": number("1e-8 is usual.", schedule=False),
     "base_optimizer": transformation("Pass for example optax.sgd(1.0), called."),
-    "inner_steps": integer(
-        "5 to 20 is usual, 0 runs the base optimizer alone. It must be static: under "
-        "optax.inject_hyperparams pass static_args=('inner_steps',)."
-    ),
+    "inner_steps": integer("5 to 20 is usual, 0 runs the base optimizer alone."),
     "inner_learning_rate": number("0.1 to 1 is usual."),
     "scope": number("1e-4 to 0.1 is usual to start with; scoping(...) lets it grow."),
     "noise_scale": number("1e-4 to 1e-3 is usual, 0 switches the noise off."),
@@ -330,7 +328,8 @@ def of_streams_only(options: Mapping[str, Any]) -> None:
     for name in ("offset", "delay", "blend"):
         value = options.get(name, 0)
         if value and not options["streaming"]:
-            raise error(name, "0 without streaming=True", repr(value), "Pass streaming=True.")
+            advice = "Pass streaming=True, and inner_steps of at least 1."
+            raise error(name, "0 without streaming=True or inner steps", repr(value), advice)
         if name != "blend" and value >= max(options["inner_steps"], 1):
             allowed = f"an integer in [0, {options['inner_steps'] - 1}], below `inner_steps`"
             raise error(name, allowed, repr(value), "A cycle has no more gradients.")
@@ -358,7 +357,7 @@ def _cosine_with_gradient(transform: optax.GradientTransformation) -> float | No
     return float(np.sum(d * like) / norm) if np.isfinite(norm) and norm > 0 else None
 
 
-# What users of other libraries, and of the paper, call the arguments.
+# What users of other libraries, and of the paper, call the arguments; the likeliest first.
 _SYNONYMS = {
     "lr": "learning_rate",
     "eta": "learning_rate",
@@ -376,17 +375,18 @@ _SYNONYMS = {
     "sync_period": "inner_steps",
     "langevin_iters": "inner_steps",
     "noise_std": "noise_scale",
-    "epsilon": "noise_scale",
+    "epsilon": "eps noise_scale",
     "temperature": "noise_scale",
     "alpha": "averaging",
     "beta": "averaging",
     "seed": "key",
     "rng_key": "key",
     "rng": "key",
-    "axis_name": "batch_axis_name",
+    "axis_name": "replica_axis_name batch_axis_name",
     "rho": "coupling",
     "outer_learning_rate": "learning_rate",
     "outer_lr": "learning_rate",
+    "outer_optimizer": "base_optimizer learning_rate",
     "batch": "batches",
     "data": "batches",
     "gradient_fn": "grad_fn",
@@ -400,10 +400,8 @@ _SYNONYMS = {
 def suggestion(name: str, known: Iterable[str]) -> str | None:
     """The argument that `name` seems to stand for; None if it resembles none."""
     known = list(known)
-    if _SYNONYMS.get(name) in known:
-        return _SYNONYMS[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    return close[0] if close else None
+    meant = [near for near in _SYNONYMS.get(name, "").split() if near in known]
+    return next(iter(meant or difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
 
 
 def known_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -414,6 +412,12 @@ def known_keywords(function: str, given: Iterable[str], known: Iterable[str]) ->
             near = suggestion(name, known)
             advice = f"Did you mean `{near}`?" if near else f"It takes {', '.join(known)}."
             raise TypeError(f"{function}() got an unexpected keyword argument '{name}'. {advice}")
+
+
+def _static(name: str, value: Any) -> str:
+    """What to do about an array in the place of a static value."""
+    hint = f" It must be static: under optax.inject_hyperparams pass static_args=({name!r},)."
+    return hint * isinstance(value, jax.Array)
 
 
 def _axes(value: Any) -> tuple[Any, ...]:

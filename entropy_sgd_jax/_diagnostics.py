@@ -17,7 +17,8 @@ class EntropicDiagnostics(NamedTuple):
 
     Every field but `first_gradient` is a scalar. Means run over the L Langevin steps of one
     update, norms over all parameters. Without a loss `inner_loss` is NaN, which
-    `jax_debug_nans` reports.
+    `jax_debug_nans` reports. In streaming mode `pseudo_gradient_norm`, `alignment` and `scope` are
+    those of the last whole cycle.
     """
 
     inner_loss: jax.Array  # mean of the losses that were given, float32; NaN without any

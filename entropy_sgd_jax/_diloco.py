@@ -72,7 +72,7 @@ def diloco(
         for one worker.
       inner_steps: L, local steps per outer step: tens on one worker, 500 in DiLoCo.
       inner_optimizer: takes the local steps at its own learning rate, ``optax.adamw(4e-4)``; a
-        schedule in it counts gradients. Give it, or the next two.
+        schedule in it counts gradients, and η′ is 1. Give it, or the next two.
       inner_learning_rate: of the local steps; a number or a schedule of the gradient evaluations.
       inner_transform: D, the direction of the local steps, uphill, without a learning rate. None
         for that of ``optax.adamw``,
@@ -86,7 +86,8 @@ def diloco(
         schedule is shifted by it. None is 0, here and in the next two, so that
         ``optax.inject_hyperparams`` leaves them alone: they are static.
       delay: τ, below L; streaming mode. The outer step computed at the end of a cycle reaches x′
-        τ gradients later, as x′ ← blend · x′ + (1 − blend) · x.
+        τ gradients later, as x′ ← blend · x′ + (1 − blend) · x. A ``scope`` pulls towards the new
+        x at once.
       blend: the share of x′ in it, in [0, 1].
       bits: 8 or 4 to exchange the mean in integers of that many bits with feedback of what
         rounding leaves out, see ``average_over_replicas``; None for the parameters' own dtype.
@@ -144,8 +145,9 @@ def diloco(
     def one(offset: int, fragment: int = 0) -> EntropicTransformation:
         own: LangevinOptions = {**options}
         if fragment:  # the first draws the noise of an optimizer alone
+            down = 2**32 - fragment  # since replicas count up
             with jax.ensure_compile_time_eval():  # kept beyond the trace in which it is made
-                own["key"] = jax.random.fold_in(_noise.typed_key(own.get("key", 0)), fragment)
+                own["key"] = jax.random.fold_in(_noise.typed_key(own.get("key", 0)), down)
         return build(
             optax.chain(average_over_replicas(replica_axis_name, bits=bits, top_k=top_k), step),
             replica_axis_name=replica_axis_name,

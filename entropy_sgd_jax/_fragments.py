@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -56,18 +56,20 @@ def in_turn(
         return optimizer(params).init(params)
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> Any:
-        return optimizer(params).update(updates, state, params, **extra)
+        whole = optimizer(params)
+        _protocol.incoming(updates, params, "in streaming mode")
+        return whole.update(updates, state, params, **extra)
 
-    return cast(EntropicTransformation, optax.GradientTransformationExtraArgs(init, update))
+    return EntropicTransformation(init, update)
 
 
 def _count(labels: PyTree, inner_steps: int) -> int:
     """P; raises ValueError unless the labels are 0 … P − 1, and P divides L."""
     leaves = jax.tree.leaves(labels)
-    whole = all(isinstance(label, int | np.integer) for label in leaves)
-    found = set(leaves) if whole else set()
+    odd = [label for label in leaves if not isinstance(label, int | np.integer)]
+    found = set() if odd else set(leaves)
     if not found or found != set(range(len(found))):
-        shown = repr(found if whole else leaves)
+        shown = repr(odd[0] if odd else found)
         raise _checks.error("fragments", "a tree of the ints 0 … P − 1", shown, _ADVICE)
     if inner_steps % len(found):
         raise _checks.error(

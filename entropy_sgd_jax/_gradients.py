@@ -49,13 +49,15 @@ class Axes:
         return _collectives.own(tree, self.batch, self.replicas)
 
     def for_base(self, extra_args: dict[str, Any]) -> dict[str, Any]:
-        """The keyword arguments meant for the base optimizer, with one weight for each replica."""
+        """The keyword arguments meant for the base optimizer, one loss and weight for a batch."""
         own = ("grad_fn", "value_and_grad_fn", "batches")
         kept = {name: value for name, value in extra_args.items() if name not in own}
-        if self.batch is not None and kept.get("replica_weight") is not None:
-            weight = _checks.check("replica_weight", kept["replica_weight"])
-            kept["replica_weight"] = _collectives.mean(weight, self.batch)
-        return kept
+        if self.batch is None:
+            return kept
+        if kept.get("replica_weight") is not None:
+            kept["replica_weight"] = _checks.check("replica_weight", kept["replica_weight"])
+        shared = {name: kept[name] for name in ("value", "replica_weight") if name in kept}
+        return kept | _collectives.mean(shared, self.batch)
 
 
 @dataclasses.dataclass(frozen=True)

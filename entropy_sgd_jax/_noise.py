@@ -43,6 +43,8 @@ _PAGE_KEY = np.uint32(0x9E3779B9)
 
 def typed_key(key: Key) -> jax.Array:
     """A typed key, in memory of its own, from an int, a typed key or a legacy uint32 key."""
+    if isinstance(key, np.ndarray):  # a scalar has all its 64 bits, which JAX would cut
+        key = key[()]
     if isinstance(key, int | np.integer):
         upper = 0 if -(2**31) <= int(key) < 2**32 else int(key) >> 32 & 0xFFFFFFFF
         halves = np.uint32(int(key) & 0xFFFFFFFF), np.uint32(upper)

@@ -132,7 +132,8 @@ def entropic(
         experiments ran.
       streaming: the mode, see above.
       batch_axis_name: inside ``pmap`` or ``shard_map``, the axis over which to average all
-        gradients. Under ``jit`` with shardings nothing is needed. All devices draw the same noise.
+        gradients and ``value``. Under ``jit`` with shardings nothing is needed. All devices draw
+        the same noise.
       accumulator_dtype: dtype of x′, μ and the noise; None for the parameters', at least float32.
       diagnostics: whether to keep a record of each update, see ``entropic_diagnostics``.
       key: seed of the noise: an int, a typed key or a legacy uint32 key. Groups of

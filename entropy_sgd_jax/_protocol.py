@@ -15,9 +15,7 @@ from entropy_sgd_jax import _checks, _collectives, _trees
 from entropy_sgd_jax._state import EntropicState
 from entropy_sgd_jax._typing import AxisName, PyTree
 
-# What `update` takes, and what Optax's own transformations take through it.
 OWN_KEYWORDS = ("grad_fn", "value_and_grad_fn", "batches", "value", "replica_weight")
-_OPTAX_KEYWORDS = ("value", "grad", "value_fn", "obj_fn", "grads", "params", "state", "loss_fn")
 
 _LOOKED_AT = 1 << 24  # elements of a leaf that `init` copies to the host to look at
 
@@ -44,7 +42,7 @@ class Adviser:
         """Warns of a call outside `jax.jit`, and of keywords that look misspelt."""
         for name in keywords:
             near = _checks.suggestion(name, OWN_KEYWORDS)
-            if name not in (*OWN_KEYWORDS, *_OPTAX_KEYWORDS) and near:
+            if name not in OWN_KEYWORDS and near:
                 self._say(
                     f"update() got the keyword argument `{name}`, which it does not know and "
                     f"passes on to the base optimizer. Did you mean `{near}`?"
@@ -89,7 +87,7 @@ def warn_not_finite(tree: PyTree) -> None:
                     f"`params{jax.tree_util.keystr(path)}` holds a NaN or Inf. As long as it does, "
                     "no update is taken and nothing trains. Keep what is not trained out of "
                     "`params`, such as an attention mask of -inf.",
-                    stacklevel=4,
+                    stacklevel=3,
                 )
 
 
@@ -114,9 +112,12 @@ def _kind(leaf: Any) -> tuple[str, str]:
 
 
 def state(
-    tree: Any, like: PyTree, streaming: bool, inner_transform: optax.GradientTransformation
+    tree: Any, like: PyTree, streaming: bool, **transforms: optax.GradientTransformation
 ) -> None:
-    """Raises ValueError unless `tree` is the state of this optimizer for these parameters."""
+    """Raises ValueError unless `tree` is the state of this optimizer for these parameters.
+
+    Where it holds no x′ to tell, it must hold the states that `transforms` give them.
+    """
     if not isinstance(tree, EntropicState):
         raise _checks.error(
             "state",
@@ -136,9 +137,10 @@ def state(
     try:
         if tree.langevin_iterate is not None:
             same_tree("state.langevin_iterate", tree.langevin_iterate, like, "")
-        else:
-            expected = jax.eval_shape(inner_transform.init, like)
-            same_tree("state.inner_state", tree.inner_state, expected, "")
+            return
+        for name, transform in transforms.items():
+            expected = jax.eval_shape(transform.init, like)
+            same_tree(f"state.{name}", getattr(tree, name), expected, "")
     except ValueError as mismatch:
         raise ValueError(
             f"{mismatch}The state belongs to other parameters: initialise it with tx.init(params), "

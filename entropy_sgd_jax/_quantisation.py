@@ -67,7 +67,8 @@ def mean(
     """
     replicas, me = lax.psum(1, axis_name), lax.axis_index(axis_name)
     blocks, waiting = _blocks(numbers, replicas), _blocks(residual, replicas)
-    mine = (jnp.arange(replicas) == me)[:, None, None]  # which goes nowhere, and is not rounded
+    # What goes nowhere, and is not rounded.
+    mine = (jnp.arange(replicas, dtype=me.dtype) == me)[:, None, None]
     due = jnp.where(mine, blocks, blocks + waiting)
     sent = quantise(due, bits)
     left_out = jnp.where(weight == 0, waiting, due - dequantise(sent, bits))

@@ -26,7 +26,8 @@ def follow(param: jax.Array, left: jax.Array, known: jax.Array) -> jax.Array:
 
 def resume(param: jax.Array, left: jax.Array) -> jax.Array:
     """x′, in the dtype of `left`, where the last update left it."""
-    if jnp.finfo(jnp.result_type(param)).bits >= jnp.finfo(left.dtype).bits:
+    dtype = jnp.result_type(param)
+    if dtype == left.dtype or jnp.finfo(dtype).bits > jnp.finfo(left.dtype).bits:
         return jnp.asarray(param, left.dtype)  # the state knows no more digits
     return follow(param, left, left)
 

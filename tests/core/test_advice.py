@@ -204,6 +204,10 @@ def test_a_misspelt_keyword_of_update_is_told_once() -> None:
         (entropy_adam, "alpha", "averaging"),
         (entropy_adam, "seed", "key"),
         (parle, "rho", "coupling"),
+        (parle, "axis_name", "replica_axis_name"),
+        (entropy_sgd, "axis_name", "batch_axis_name"),
+        (entropy_adam, "epsilon", "eps"),
+        (diloco, "outer_optimizer", "learning_rate"),
         (diloco, "sync_every", "inner_steps"),
         (diloco, "inner_optimiser", "inner_optimizer"),
         (entropic, "inner_step", "inner_steps"),
@@ -293,6 +297,7 @@ def updated(tx: Any, state: Any, params: Any = PARAMS) -> Any:
 
 
 SCAN, STREAMING = (entropy_sgd(1.0, inner_steps=L, streaming=mode) for mode in (False, True))
+LAST = entropy_sgd(1.0, 0.9, inner_momentum=None, averaging=1, inner_steps=L)
 STATES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "another optimizer's": (
         lambda: updated(SCAN, optax.adam(0.1).init(PARAMS)),
@@ -313,6 +318,10 @@ STATES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "of other shapes": (
         lambda: updated(SCAN, SCAN.init({"w": jnp.ones(3), "b": jnp.zeros(())})),
         ("`state.langevin_iterate['w']`", "(2,)", "(3,)", "tx.init(params)"),
+    ),
+    "of other shapes, with states alone to tell": (
+        lambda: updated(LAST, LAST.init({"w": jnp.ones(()), "b": jnp.zeros(())})),
+        ("`state.base_state", "(2,)", "()", "tx.init(params)"),
     ),
     "of another structure": (
         lambda: updated(STREAMING, STREAMING.init({"w": jnp.ones(2)})),
@@ -434,4 +443,5 @@ def test_parameters_that_are_not_finite_are_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"`params\['mask'\]` holds a NaN or Inf") as caught:
         tx.init(params)
     assert len(caught) == 1
+    assert caught[0].filename == __file__
     jax.eval_shape(tx.init, params)  # nothing to look at

@@ -725,6 +725,20 @@ def test_a_wide_accumulator_keeps_small_steps_of_float32_parameters(streaming: b
         np.testing.assert_allclose(state.langevin_iterate, 1 - 2e-7, rtol=0, atol=1e-14)
 
 
+def test_streaming_keeps_the_digits_of_an_accumulator_of_as_many_bits() -> None:
+    """Steps that float16 has the digits for, and bfloat16 has not."""
+    tx = entropic(
+        optax.sgd(1.0), inner_steps=8, inner_learning_rate=1e-3, scope=0, noise_scale=0,
+        averaging=1, accumulator_dtype=jnp.float16, streaming=True,
+    )  # fmt: skip
+    params, update = jnp.ones(2, jnp.bfloat16), jax.jit(tx.update)
+    state = tx.init(params)
+    for _ in range(8):
+        updates, state = update(jnp.ones(2), state, params)
+        params = optax.apply_updates(params, updates)
+    assert (params < 1).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
 def test_streaming_keeps_the_digits_of_half_precision_parameters(dtype: Any) -> None:
     """The gradient sees x′ rounded. x′ itself goes from call to call in float32, as in a scan."""

@@ -17,6 +17,7 @@ import pytest
 
 from entropy_sgd_jax import (
     anchor_params,
+    average_over_replicas,
     entropic,
     entropic_diagnostics,
     entropy_adam,
@@ -491,6 +492,9 @@ def test_a_traced_inner_steps_is_refused() -> None:
     make = optax.inject_hyperparams(entropy_sgd)
     with pytest.raises(ValueError, match=r"static_args=\('inner_steps',\)"):
         make(1.0, inner_steps=3).init(PARAMS)
+    make = optax.inject_hyperparams(average_over_replicas)
+    with pytest.raises(ValueError, match=r"static_args=\('bits',\)"):
+        make("replica", bits=8).init(PARAMS)
 
 
 GOOD: dict[str, tuple[Any, ...]] = {

@@ -207,22 +207,47 @@ def test_a_sick_replica_of_a_delayed_stream_comes_back(delay: int) -> None:
     assert (jnp.abs(x) < 0.9).all()
 
 
+def test_a_sick_replica_of_a_blended_stream_starts_at_the_common_x() -> None:
+    tx = diloco(
+        replica_axis_name="r", inner_steps=2, streaming=True, blend=0.5,
+        inner_optimizer=optax.sgd(0.1),
+    )  # fmt: skip
+    step = jax.jit(jax.vmap(tx.update, axis_name="r"))
+    params = jnp.ones((2, 3))
+    state = jax.vmap(tx.init)(params)
+    for bad in (0, jnp.nan):
+        updates, state = step(jnp.array([[1.0], [1 + bad]]) * params, state, params)
+        params = optax.apply_updates(params, updates)
+    x = anchor_params(state, params)
+    assert (x < 1).all()
+    assert_same(params[1], x[1])
+
+
+def test_gradients_that_do_not_fit_are_named() -> None:
+    tx = diloco(inner_steps=L, streaming=True, fragments=TWO, **SPELLED["optimizer"])
+    params = {name: jnp.ones(size) for name, size in SIZES.items()}
+    for grads, got in ((None, "got None"), ({"a": jnp.ones(4)}, "lacks")):
+        with pytest.raises(ValueError, match=f"`grads` must be .*{got}"):
+            tx.update(grads, tx.init(params), params)
+
+
 def test_fragments_draw_noise_of_their_own() -> None:
-    """Not what another draws at the same place of its cycle, which comes at another time."""
+    """Not what another draws at the same place of its cycle, in this replica or another."""
     tx = diloco(
         0.0, None, inner_steps=4, inner_optimizer=optax.sgd(0.0), noise_scale=1.0, streaming=True,
-        fragments={"a": 0, "b": 1},
+        fragments={"a": 0, "b": 1}, replica_axis_name="r",
     )  # fmt: skip
-    params = zeros = {"a": jnp.zeros(8), "b": jnp.zeros(8)}
-    state, update, drawn = tx.init(params), jax.jit(tx.update), {"a": [], "b": []}
+    params = zeros = {"a": jnp.zeros((2, 8)), "b": jnp.zeros((2, 8))}
+    update, drawn = jax.jit(jax.vmap(tx.update, axis_name="r")), []
+    state = jax.vmap(tx.init)(params)
     for step in range(8):
         updates, state = update(zeros, state, params)
         params = optax.apply_updates(params, updates)
         for name, shift in (("a", 0), ("b", 2)):
             if (step + shift) % 4 < 3:  # the last step of a cycle goes back to x
-                drawn[name].append(np.asarray(updates[name]))
-    gaps = np.abs(np.stack(drawn["a"])[:, None] - np.stack(drawn["b"])[None]).max(-1)
-    assert gaps.min() > 1e-3
+                drawn.extend(np.asarray(updates[name]))
+    gaps = np.abs(np.stack(drawn)[:, None] - np.stack(drawn)[None]).max(-1)
+    assert (gaps + np.eye(len(gaps))).min() > 1e-3
 
 
 def test_fragments_of_other_parameters_are_named() -> None:
@@ -233,6 +258,10 @@ def test_fragments_of_other_parameters_are_named() -> None:
 
 REFUSED = {
     "offset in scan mode": (dict(offset=1), "`offset` must be 0 without streaming=True"),
+    "offset of no steps": (
+        dict(offset=1, streaming=True, inner_steps=0),
+        "`offset` must be 0 without .*and inner_steps of at least 1",
+    ),
     "delay in scan mode": (dict(delay=1), "`delay` must be 0 without streaming=True"),
     "blend in scan mode": (dict(blend=0.5), "`blend` must be 0 without streaming=True"),
     "fragments in scan mode": (dict(fragments=TWO), "`fragments` must be None without"),
@@ -248,6 +277,10 @@ REFUSED = {
     ),
     "a large blend": (dict(blend=1.5, streaming=True), r"`blend` must be a number in \[0, 1\]"),
     "names": (dict(fragments={"a": "x"}, streaming=True), "`fragments` must be a tree of the ints"),
+    "parameters": (
+        dict(fragments=[jnp.ones(1)] * 100, streaming=True),
+        r"a tree of the ints 0 … P − 1; got Array\(\[1.\], dtype=float32\)\. Number",
+    ),
     "a hole": (dict(fragments=[0, 2], streaming=True), "`fragments` must be a tree of the ints"),
     "too many": (
         dict(fragments=[0, 1, 2, 3], streaming=True),

@@ -98,6 +98,7 @@ def test_a_64_bit_seed_is_none_of_32_bits_at_another_update() -> None:
         return {tuple(map(int, row)) for rows in found for row in rows}
 
     plain = [words(seed) for seed in seeds]
+    assert plain == [words(np.asarray(seed)) for seed in seeds]
     with double_precision():
         wide = [words(seed) for seed in seeds]
         traced = [words(jnp.asarray(seed)) for seed in seeds[:6]]

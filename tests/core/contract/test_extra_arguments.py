@@ -39,6 +39,27 @@ def test_extra_arguments_reach_the_base_optimizer(mode: str, inner_steps: int) -
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_devices_that_share_a_batch_share_its_loss(streaming: bool) -> None:
+    """Or a base optimizer that looks at it, as reduce_on_plateau does, drives them apart."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any, **extra: Any) -> Any:
+        return jax.tree.map(lambda leaf: -value * leaf, updates), state
+
+    base = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    for inner_steps in (0, 1):
+        tx = entropic(
+            base, inner_steps=inner_steps, noise_scale=0, streaming=streaming, batch_axis_name="b"
+        )
+
+        def step(loss: jax.Array, tx: Any = tx) -> Any:
+            params = jnp.ones(2)
+            return tx.update(params, tx.init(params), params, value=loss)[0]
+
+        updates = jax.jit(jax.vmap(step, axis_name="b"))(jnp.array([1.0, 3.0]))
+        assert_same(updates[0], updates[1])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_extra_arguments_reach_the_base_optimizer_alone(streaming: bool) -> None:
     seen: list[str] = []
     tx, grads = entropic(scaled_by_gain(seen), inner_steps=0, streaming=streaming), jnp.ones(2)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from entropy_sgd_jax import EntropicState, entropic, scoping
+from entropy_sgd_jax import EntropicState, entropic, entropy_sgd, scoping
 from tests.core.contract.common import (
     L,
     entropy_sgd_1,
@@ -195,3 +195,11 @@ def test_params_from_numpy_and_python(leaf: Any, streaming: bool) -> None:
     expected, expected_state = update(as_jax, tx.init(as_jax), as_jax)
     assert_close(updates, expected)
     assert_close(state, expected_state)
+
+
+@pytest.mark.parametrize("inner_steps", [0, 1])
+def test_wide_gradients_leave_narrow_parameters_and_states_narrow(inner_steps: int) -> None:
+    tx, params = entropy_sgd(0.1, 0.9, inner_steps=inner_steps), jnp.ones(2, jnp.bfloat16)
+    state = tx.init(params)
+    updates, after = jax.eval_shape(tx.update, jnp.ones(2), state, params)
+    assert layout((updates, after)) == layout((params, state))
