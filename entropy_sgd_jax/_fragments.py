@@ -58,6 +58,8 @@ def in_turn(
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> Any:
         whole = optimizer(params)
         _protocol.incoming(updates, params, "in streaming mode")
+        if not hasattr(state, "inner_states"):
+            raise _protocol.foreign_state("that of optax.partition, as `fragments` need it", state)
         return whole.update(updates, state, params, **extra)
 
     return EntropicTransformation(init, update)

@@ -119,12 +119,7 @@ def state(
     Where it holds no x′ to tell, it must hold the states that `transforms` give them.
     """
     if not isinstance(tree, EntropicState):
-        raise _checks.error(
-            "state",
-            "an EntropicState",
-            f"a {type(tree).__name__}",
-            "Pass what tx.init(params) or the last tx.update of this very optimizer returned.",
-        )
+        raise foreign_state("an EntropicState", tree)
     own, other = ("streaming", "scan") if streaming else ("scan", "streaming")
     if (tree.anchor is not None) != streaming:
         raise _checks.error(
@@ -147,6 +142,12 @@ def state(
             "for replicas with jax.vmap(tx.init)(params), whose leading axis `update` is mapped "
             "over."
         ) from None
+
+
+def foreign_state(allowed: str, got: Any) -> ValueError:
+    """The error about the state of another optimizer."""
+    advice = "Pass what tx.init(params) or the last tx.update of this very optimizer returned."
+    return _checks.error("state", allowed, f"one of type {type(got).__name__}", advice)
 
 
 def bound(name: str, value: AxisName | None) -> None:

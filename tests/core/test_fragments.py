@@ -223,12 +223,15 @@ def test_a_sick_replica_of_a_blended_stream_starts_at_the_common_x() -> None:
     assert_same(params[1], x[1])
 
 
-def test_gradients_that_do_not_fit_are_named() -> None:
+def test_gradients_and_a_state_that_do_not_fit_are_named() -> None:
     tx = diloco(inner_steps=L, streaming=True, fragments=TWO, **SPELLED["optimizer"])
     params = {name: jnp.ones(size) for name, size in SIZES.items()}
     for grads, got in ((None, "got None"), ({"a": jnp.ones(4)}, "lacks")):
         with pytest.raises(ValueError, match=f"`grads` must be .*{got}"):
             tx.update(grads, tx.init(params), params)
+    alone = diloco(inner_steps=L, streaming=True, **SPELLED["optimizer"])
+    with pytest.raises(ValueError, match=r"`state` must be that of .* type EntropicState"):
+        tx.update(params, alone.init(params), params)
 
 
 def test_fragments_draw_noise_of_their_own() -> None:
