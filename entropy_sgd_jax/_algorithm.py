@@ -85,7 +85,7 @@ class Algorithm:
         """x′, μ ← x."""
         if self.reset_inner_state:
             inner_state = self._restarted(anchor)(inner_state)
-        return self._own(self._at(anchor, inner_state, record), anchor)
+        return self._own(self._fresh(anchor, inner_state, record), anchor)
 
     def step(
         self, chain: Chain, anchor: Anchor, gradient: Gradient, count: jax.Array, xi: PyTree
@@ -374,12 +374,12 @@ class Algorithm:
 
     def _restart(self, anchor: Anchor, chain: Chain) -> Chain:
         """The chain back at x, with D as at its start."""
-        return self._at(anchor, self._restarted(anchor)(chain.inner_state), chain.record)
+        return self._fresh(anchor, self._restarted(anchor)(chain.inner_state), chain.record)
 
     def _restarted(self, anchor: Anchor) -> Callable[[optax.OptState], optax.OptState]:
         return lambda state: _guard.restarted(self.inner_transform, state, anchor.x)
 
-    def _at(self, anchor: Anchor, inner_state: optax.OptState, record: Record) -> Chain:
+    def _fresh(self, anchor: Anchor, inner_state: optax.OptState, record: Record) -> Chain:
         """A chain that has made no step from x."""
         return Chain(anchor.x, None if self._keeps_last else anchor.x, inner_state, record)
 
