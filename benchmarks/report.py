@@ -14,6 +14,7 @@ import timing
 from timing import Quartiles, Timed, quartiles
 
 LONGEST_BAR = 6  # in the figure; a longer one is cut and has its number
+MARKERS = "osD^v"  # of the programs in a figure
 CALLS = "a call for each gradient"
 # What a program is divided by, if it is not the first that was timed with it.
 REFERENCES = {
@@ -116,7 +117,7 @@ def sweep(label: str, results: dict[str, list[Timed]]) -> str:
 
 def draw_bars(results: dict[str, list[Timed]], path: pathlib.Path) -> None:
     """All programs of every comparison, relative to the first."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     panels = figure.subplots(1, len(results), sharey=True, squeeze=False)
     for panel, (name, rows) in zip(panels[0], results.items(), strict=True):
         for row in rows[::-1]:
@@ -128,8 +129,8 @@ def draw_bars(results: dict[str, list[Timed]], path: pathlib.Path) -> None:
             else:
                 panel.plot([found.low, found.high], [row.name] * 2, color="black")
         panel.axvline(1, color="black", linewidth=0.8)
-        panel.set_title(name, fontsize=9, loc="left")
-        panel.set_xlabel(f"time of a gradient / scanned {rows[0].name}'s", fontsize=9)
+        panel.set_title(name.replace(": ", "\n"), fontsize=8, loc="left")
+        panel.set_xlabel(f"time of a gradient / scanned {rows[0].name}'s", fontsize=8)
         panel.set_xlim(0, LONGEST_BAR)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
@@ -143,7 +144,7 @@ def draw_sweep(label: str, results: dict[str, list[Timed]], path: pathlib.Path) 
     values = [float(value) for value in results]
     for index, name in enumerate(row.name for row in next(iter(results.values()))):
         rows = [find(measured, name) for measured in results.values()]
-        style = {"label": name, "marker": "o", "color": f"C{index}"}
+        style = {"label": name, "marker": MARKERS[index], "color": f"C{index}"}
         start.plot(values, [np.median(row.starts) for row in rows], **style)
         others = [reference(measured, name) for measured in results.values()]
         if rows[0] is not others[0] and name not in REFERENCES.values():

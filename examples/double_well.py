@@ -87,12 +87,12 @@ def draw_valleys(axes: plt.Axes, sgd: np.ndarray, entropic: np.ndarray) -> None:
     x = jnp.linspace(-2.9, 2.9, 1161)
     axes.plot(x, loss(x), color=INK, lw=2.5, label="loss f")
     for scope, colour in SCOPES.items():
-        label = f"negative local entropy −F at scope γ = {scope}"
+        label = f"−F at scope γ = {scope}"
         axes.plot(x, negative_local_entropy(x, scope), color=colour, lw=2, label=label)
     dots = {"ls": "", "marker": "o", "mec": "white", "ms": 9, "zorder": 3}
     axes.plot(STARTS, loss(STARTS), color="white", **dots | {"mec": INK, "ms": 6})
     axes.text(1.95, 1.25, "10 starts", color=INK, ha="right")
-    text = {"ha": "center", "va": "top", "fontsize": 12, "fontweight": "bold"}
+    text = {"ha": "center", "va": "top", "fontsize": 11, "fontweight": "bold"}
     for name, ends, valley, height, colour in (
         ("SGD", sgd[-1], SHARP, -2.7, SGD_COLOUR),
         ("Entropy-SGD", entropic[-1], WIDE, -2.4, ENTROPY_COLOUR),
@@ -100,9 +100,9 @@ def draw_valleys(axes: plt.Axes, sgd: np.ndarray, entropic: np.ndarray) -> None:
         axes.plot(ends, loss(ends), color=colour, **dots)
         here = np.sum(np.abs(ends - valley) < 0.5)
         axes.text(valley, height, f"{name}: {here} of 10 end here", color=colour, **text)
-    axes.set_title("The loss, and what Entropy-SGD descends in its place", loc="left", fontsize=11)
+    axes.set_title("The loss, and what Entropy-SGD descends in its place", loc="left", fontsize=10)
     axes.legend(frameon=False, loc="upper center", labelcolor=INK, bbox_to_anchor=(0.47, 1))
-    axes.set(ylim=(-3.1, 2.2), yticks=[-2, -1, 0, 1, 2])
+    axes.set(ylim=(-3.1, 2.2), yticks=[-2, -1, 0, 1, 2], ylabel="f, and negative local entropy −F")
 
 
 def draw_paths(axes: plt.Axes, sgd: np.ndarray, entropic: np.ndarray) -> None:
@@ -113,7 +113,7 @@ def draw_paths(axes: plt.Axes, sgd: np.ndarray, entropic: np.ndarray) -> None:
     axes.contourf(x, INNER_STEPS * updates, landscape, levels=24, cmap="Greys_r", vmin=-6)
     axes.plot(entropic, range(0, len(sgd), INNER_STEPS), color=ENTROPY_COLOUR, lw=1, alpha=0.8)
     axes.plot(sgd, range(len(sgd)), color=SGD_COLOUR, lw=1.5)
-    axes.set_title("The way down, over −F at that scope (dark is low)", loc="left", fontsize=11)
+    axes.set_title("Paths over −F at the scope on the right (dark: low)", loc="left", fontsize=10)
     axes.set_yscale("function", functions=(np.sqrt, np.square))
     axes.set(xlabel="x", ylabel="gradient evaluations", ylim=(len(sgd) - 1, 0))
     axes.set_yticks([0, 1000, 5000, 10_000, 20_000, 40_000, 60_000])
@@ -130,10 +130,10 @@ def draw_paths(axes: plt.Axes, sgd: np.ndarray, entropic: np.ndarray) -> None:
 def draw(sgd: np.ndarray, entropic: np.ndarray) -> plt.Figure:
     """The valleys above, the way down below, over one axis of x."""
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(8, 9), sharex=True, height_ratios=(5, 4), layout="constrained"
+        2, 1, figsize=(6.4, 7.2), sharex=True, height_ratios=(5, 4), layout="constrained"
     )
     title = "SGD stops in the sharp valley, Entropy-SGD finds the wide one"
-    figure.suptitle(title, x=0.02, ha="left", fontsize=15, fontweight="bold", color=INK)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=12, fontweight="bold", color=INK)
     draw_valleys(top, sgd, entropic)
     draw_paths(bottom, sgd, entropic)
     for axes in (top, bottom):

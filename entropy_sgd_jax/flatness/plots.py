@@ -19,7 +19,7 @@ from matplotlib.ticker import NullFormatter
 from entropy_sgd_jax import _checks
 from entropy_sgd_jax.flatness._chain_figures import learning_coefficients, traces
 from entropy_sgd_jax.flatness._estimates import Estimate
-from entropy_sgd_jax.flatness._figures import BLUE, INK, new_figure
+from entropy_sgd_jax.flatness._figures import BLUE, COLOURS, INK, new_figure
 from entropy_sgd_jax.flatness._slice_figures import plane_through, slice_between
 from entropy_sgd_jax.flatness._spectrum import SpectralDensity
 
@@ -128,6 +128,7 @@ def energy_profiles(
       title: above the picture.
     """
     figure, axes = new_figure(6.5, 4.5, title)
+    axes.set_prop_cycle(color=COLOURS)
     for name, (strengths, estimate) in profiles.items():
         at, value, error = map(np.atleast_1d, (strengths, *estimate))
         (line,) = axes.plot(at, value, "o-" if at.size == 1 else "-", lw=2, label=name)

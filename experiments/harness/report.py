@@ -186,35 +186,48 @@ def save_figure(
     for curve in curves:
         for axes, values in ((loss_axes, curve.train_loss), (score_axes, score.of(curve))):
             draw_band(axes, curve.name, curve.gradient_evaluations, values)
-    # Of text the loss falls by half at most; elsewhere by powers of ten.
-    scale = "log" if score.name == "error" else "linear"
-    loss_axes.set(ylabel="training loss (mean cross-entropy, nats)", yscale=scale)
+    loss_axes.set(ylabel="training loss (mean cross-entropy, nats)")
+    if score.name == "error":
+        loss_axes.set_yscale("log")
+    else:  # of text the loss falls by half at most
+        loss_axes.set_ylim(_limits([curve.train_loss for curve in curves]))
     unit = f" ({score.unit})" if score.unit else ""
-    score_axes.set(ylabel=f"{part} {score.name}{unit}", ylim=_limits(curves, score))
+    limits = _limits([score.of(curve) for curve in curves], percent=score.name == "error")
+    score_axes.set(ylabel=f"{part} {score.name}{unit}", ylim=limits)
     for axes in (loss_axes, score_axes):
         axes.set(xlabel="gradient evaluations per seed")
         axes.margins(x=0)
         axes.grid(alpha=0.25)
+    spread, counts = _spread(curves), [curve.test_error.shape[-1] for curve in curves]
+    if len(set(counts)) > 1:
+        spread += " (in brackets)"
+        for line, count in zip(loss_axes.lines, counts, strict=True):
+            line.set_label(f"{line.get_label()} ({count})")
     loss_axes.legend(frameon=False)
-    figure.suptitle(f"{title}: {_spread(curves)}")
+    figure.suptitle(f"{title}: {spread}; lower is better")
     figure.savefig(path, dpi=150)
 
 
-def _limits(curves: list[Curves], score: Score) -> tuple[float, float] | None:
+def _limits(every: list[np.ndarray], percent: bool = False) -> tuple[float, float] | None:
     """Leaves out the untrained start, next to which all ends would look alike."""
-    means = np.concatenate([score.of(curve).mean(axis=-1) for curve in curves])
-    ends = np.array([score.of(curve)[-1].mean() for curve in curves])
+    means = np.concatenate([values.mean(axis=-1) for values in every])
     if not np.isfinite(means).all():
         return None  # a training diverged
-    least, worst_end = means.min(), ends.max()
-    if score.name == "error":
+    least, worst_end = means.min(), max(values[-1].mean() for values in every)
+    if percent:
         return 0.8 * least, min(max(2 * worst_end, 1), 100)
     return 0.97 * least, min(1.3 * worst_end, 1.01 * means.max())
 
 
 TWO_LOOPS = ("Entropy-SGD", "Entropy-Adam", "SNOO", "Parle")
 # A method and its entropic form share a colour; two loops are solid.
-COLOURS = {"SGD": "tab:blue", "Adam": "tab:orange", "SAM": "tab:green", "Parle": "tab:red"}
+COLOURS = {
+    "SGD": "tab:blue",
+    "Adam": "tab:orange",
+    "AdamW": "tab:orange",
+    "SAM": "tab:green",
+    "Parle": "tab:red",
+}
 
 
 def colour(name: str) -> str:

@@ -44,6 +44,7 @@ TASKS = {
 }
 MEASUREMENTS = 8
 NAMES = ("E(x − μ)", "x − μ of one update", "mean of L gradients")  # each to ∇f(x)
+STYLES = ("-", ":", "--")
 
 
 def dots(ones: Any, others: Any) -> tuple[jax.Array, jax.Array]:
@@ -155,8 +156,8 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, (task, measured) in zip(panels, found.items(), strict=True):
         places = [row["gradients"] for row in measured["angles"]]
-        for name in NAMES:
-            style, values = "-" if name == NAMES[0] else ":", [r[name] for r in measured["angles"]]
+        for name, style in zip(NAMES, STYLES, strict=True):
+            values = [row[name] for row in measured["angles"]]
             axes.plot(places, values, style, marker=".", label=name)
         axes.set(title=TASKS[task][2], xlabel="gradient evaluations", ylim=(0, 95))
         axes.grid(alpha=0.25)

@@ -45,8 +45,8 @@ def tasks() -> dict[str, Task]:
         if group[0].variant == "tuned"
     }
     for condition, results in json.loads((RESULTS / "width.json").read_text()).items():
-        title = condition if condition.endswith(("MNIST", "LeNet")) else f"{condition}, digits"
-        found[title] = {
+        task, _, place = condition.partition(", ")
+        found[f"{place or 'digits'}, {task}"] = {
             train.NAMES[name]: dict(enumerate(own["test"]))
             for name, own in results.items()
             if "test" in own
@@ -111,11 +111,9 @@ def draw(found: dict[str, Task], path: pathlib.Path) -> None:
     rivals = axes.secondary_yaxis("right")
     rivals.set_yticks(range(len(found)), [best_baseline(scores) for scores in found.values()])
     rivals.tick_params(length=0)
-    axes.set_xlabel("test error or loss less that of the best baseline, in percent of it")
-    corners = {"va": "bottom", "fontstyle": "italic", "transform": axes.transAxes}
-    axes.text(0.0, 1.0, "← better", **corners)
-    axes.text(1.0, 1.0, "worse →", ha="right", **corners)
-    axes.text(1.01, 1.0, "best baseline", **corners)
+    measure = "test error or loss less that of the best baseline, in percent of it; 95 % intervals"
+    axes.set_xlabel(f"← better      {measure}      worse →", fontsize=9)
+    axes.text(1.01, 1.0, "best baseline", va="bottom", fontstyle="italic", transform=axes.transAxes)
     axes.grid(axis="x", alpha=0.25)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     handles = [handles[name] for name in MARKERS if name in handles]

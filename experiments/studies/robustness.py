@@ -213,15 +213,17 @@ def draw(results: dict[str, dict[str, Any]], title: str, path: pathlib.Path) -> 
         for optimizer, values in results.items():
             errors = np.array(values[name]).T
             report.draw_band(axes, train.NAMES[optimizer], damage.values, errors)
-        axes.set(xlabel=damage.label, ylabel="test error (%)", yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel=damage.label, ylabel="test error (%)")
+        if name != "noise":  # under which errors grow by half or double
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.25)
         if name == "rounding":
             axes.invert_xaxis()
     axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}; lower is better")
     figure.savefig(path, dpi=150)
 
 
