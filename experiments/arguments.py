@@ -13,10 +13,10 @@ from experiments.data import download
 from experiments.harness.contestants import RECIPES
 from experiments.harness.settings import (
     CHARACTERS,
-    ENTROPY,
     FIELDS,
     FILES,
     PARTS,
+    PUBLISHED,
     Settings,
     above_zero,
     below_one,
@@ -89,7 +89,7 @@ def make_parser(workload: str | None = None, optimizer: str = "entropy_sgd") -> 
         "--optimizer", type=one_of(tuple(RECIPES)), metavar="NAME", default="entropy_sgd",
         help=f"one of {', '.join(RECIPES)} (default entropy_sgd)",
     )  # fmt: skip
-    if any(ENTROPY.is_of(*pair) for pair in pairs):
+    if any(PUBLISHED.is_of(*pair) for pair in pairs):
         parser.add_argument(
             "--as-published", action="store_true", default=None,
             help="α = 0.25 and √2 times the noise, as the authors' code instead of their paper",
@@ -138,7 +138,7 @@ def _add_data(group: Any, pairs: list[tuple[str, str]]) -> None:
         )
     group.add_argument(
         "--validation", nargs="?", type=positive, const=0, metavar="N",
-        help="judge by N examples held out from training; the test set is not read",
+        help="judge by N held-out images, or symbols of a text; the test set is not read",
     )  # fmt: skip
     group.add_argument(
         "--examples", type=positive, metavar="N",

@@ -134,11 +134,15 @@ def _check_pair(paths: dict, parts: dict, images: str, labels: str) -> None:
 
 
 def _standardise(dataset: Dataset) -> Dataset:
-    """Shifts and scales all pixels alike; the test set does not enter the two numbers."""
-    mean, deviation = dataset.train_inputs.mean(), dataset.train_inputs.std()
+    """The test set does not enter the two numbers."""
+    return scaled(dataset, dataset.train_inputs.mean(), dataset.train_inputs.std() or 1)
+
+
+def scaled(dataset: Dataset, zero: float, unit: float) -> Dataset:
+    """Every pixel x becomes (x − zero) / unit; all in 32 bits."""
 
     def scale(images: np.ndarray) -> np.ndarray:
-        return (images.astype(np.float32) - np.float32(mean)) / np.float32(deviation or 1)
+        return (images.astype(np.float32) - np.float32(zero)) / np.float32(unit)
 
     return Dataset(
         scale(dataset.train_inputs),

@@ -17,7 +17,7 @@ import optax
 import optax.contrib
 
 from entropy_sgd_jax import diloco, entropy_adam, entropy_sgd, parle, scoping
-from experiments.harness.settings import Settings
+from experiments.harness.settings import INNER, Settings
 from experiments.harness.training import Budget, Contestant, make_budget
 from experiments.io.errors import InputError
 
@@ -49,15 +49,10 @@ def entropy_round(optimizer: Any, grad_fn: Any, params: Any, state: Any, batches
 def sam_round(optimizer: Any, grad_fn: Any, params: Any, state: Any, batches: Any) -> Any:
     """L / 2 updates, each of two gradients on one batch: at x and at the point of highest loss."""
 
-    def step(carry: Any, batch: Any) -> Any:
-        params, state = carry
-        updates, state = optimizer.update(
-            grad_fn(params, batch), state, params, grad_fn=lambda params, _: grad_fn(params, batch)
-        )
-        return (optax.apply_updates(params, updates), state), None
+    def without_state(params: Any, batch: Any, carry: None) -> Any:
+        return grad_fn(params, batch), carry
 
-    (params, state), _ = jax.lax.scan(step, (params, state), batches)
-    return params, state
+    return carried_round(optimizer, without_state, params, state, batches, None, sam=True)[:2]
 
 
 def carried_round(
@@ -142,7 +137,8 @@ def snoo(settings: Settings, budget: Budget) -> Contestant:
 def parle_sgd(settings: Settings, budget: Budget) -> Contestant:
     """Replicas that start alike; a round gives each of them L batches of its own.
 
-    γ and ρ grow up to the authors' ceilings.
+    In streams all read the same ones, and only noise sets them apart. γ and ρ grow up to the
+    authors' ceilings.
     """
     replicas = settings.replicas
     inner = inner_arguments(settings, budget.gradient_evaluations // replicas)
@@ -210,8 +206,7 @@ def prepare(
     name: str, settings: Settings, examples: int, measurements: int
 ) -> tuple[Contestant, Budget]:
     """The optimizer `name` and its budget of gradient evaluations."""
-    entropic = name in ("entropy_sgd", "entropy_adam", "snoo", "parle")
-    per_round = settings.inner_steps if entropic else ROUND
+    per_round = settings.inner_steps if name in INNER.owners else ROUND
     replicas = settings.replicas if name == "parle" else 1
     shared = replicas if streams(settings) else 1  # batches have an order, which each replica needs
     budget = make_budget(

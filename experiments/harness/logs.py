@@ -18,14 +18,12 @@ from tensorboardX import SummaryWriter
 
 from experiments.checkpoints import differences
 from experiments.harness import contestants, settings
-from experiments.harness.training import Measurement
+from experiments.harness.training import PER_SEED, Measurement
 from experiments.io.errors import InputError
-from experiments.io.files import write_whole
+from experiments.io.files import whole_lines, write_whole
 
 PACKAGES = ("entropy-sgd-jax", "jax", "jaxlib", "optax", "flax", "numpy")
 FILE = "metrics.jsonl"
-LINE = 1 << 22  # bytes of a line; 60,000 seeds need as many
-PER_SEED = ("train_loss", "test_loss", "test_error", "validation_loss")
 BESIDE = "validation_loss"  # in the logs of text that is judged by both
 
 
@@ -174,7 +172,7 @@ def _read(path: pathlib.Path) -> Known | None:
     head: dict[str, Any] = {}
     lines: list[Line] = []
     try:
-        for text in _whole_lines(path):
+        for text in whole_lines(path):
             if head:
                 lines.append(_measured(text, head["configuration"], lines))
             else:
@@ -185,17 +183,6 @@ def _read(path: pathlib.Path) -> Known | None:
         place = f"line {len(lines) + bool(head) + 1}: {type(error).__name__}"
         raise InputError(f"{path} is no log of train.py, or damaged ({place})") from error
     return Known(head, lines) if head else None
-
-
-def _whole_lines(path: pathlib.Path) -> Iterator[str]:
-    """A crash may have cut the last line, which is left out."""
-    if not path.exists():
-        return
-    with path.open("rb") as stream:
-        while (line := stream.readline(LINE)).endswith(b"\n"):
-            yield line[:-1].decode()
-    if len(line) == LINE:
-        raise ValueError(f"a line of more than {LINE:,} bytes")
 
 
 def _head(text: str) -> dict[str, Any]:

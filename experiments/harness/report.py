@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from experiments.harness.training import Budget, Contestant, Measurement, Model, train
+from experiments.harness.training import PER_SEED, Budget, Contestant, Measurement, Model, train
 from experiments.io.dataset import Dataset
 from experiments.io.errors import InputError
 
@@ -31,7 +31,7 @@ class Curves(NamedTuple):
     test_loss: np.ndarray  # shape (measurements, seeds)
     test_error: np.ndarray  # percent, shape (measurements, seeds)
     evaluations_per_second: float  # all seeds together, median over training
-    validation_loss: np.ndarray | None = None  # of the seeds whose logs have it
+    validation_loss: np.ndarray  # likewise; NaN of the seeds whose logs do not have it
 
 
 class Score(NamedTuple):
@@ -76,17 +76,16 @@ def collect(name: str, measurements: Iterable[Measurement]) -> Curves:
     """The median ignores the measurement before training, whose rate is not a number."""
     *values, rates, held_out = zip(*measurements, strict=True)
     rate = float(np.median(rates[1:])) if len(rates) > 1 else math.nan
-    beside = None if held_out[0] is None else np.array(held_out)
-    return Curves(name, *map(np.array, values), rate, beside)
+    arrays = [*map(np.array, values)]
+    beside = np.full(arrays[1].shape, np.nan) if held_out[0] is None else np.array(held_out)
+    return Curves(name, *arrays, rate, beside)
 
 
 def side_by_side(curves: list[Curves]) -> Curves:
     """Joins the curves of one optimizer over different seeds."""
-    values = [curve[2:5] for curve in curves]
     rate = float(np.median([curve.evaluations_per_second for curve in curves]))
-    held_out = [curve.validation_loss for curve in curves if curve.validation_loss is not None]
-    beside = np.hstack(held_out) if held_out else None
-    return Curves(*curves[0][:2], *map(np.hstack, zip(*values, strict=True)), rate, beside)
+    joined = {name: np.hstack([getattr(curve, name) for curve in curves]) for name in PER_SEED}
+    return curves[0]._replace(evaluations_per_second=rate, **joined)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -235,12 +234,12 @@ def colour(name: str) -> str:
     return next((own for known, own in COLOURS.items() if name.endswith(known)), "tab:purple")
 
 
-def draw_band(axes: Axes, name: str, places: Any, values: np.ndarray) -> None:
-    """A line for the mean over the seeds and a band of one standard error around it."""
+def draw_band(axes: Axes, name: str, places: Any, values: np.ndarray, **style: Any) -> None:
+    """A line for the mean over the seeds, the last axis, in a band of one standard error."""
     mean, error = values.mean(axis=-1), standard_error(values)
-    style = "-" if name.startswith(TWO_LOOPS) else "--"
-    axes.plot(places, mean, style, color=colour(name), label=name)
-    axes.fill_between(places, mean - error, mean + error, color=colour(name), alpha=0.2, lw=0)
+    usual = {"color": colour(name), "ls": "-" if name.startswith(TWO_LOOPS) else "--"}
+    (line,) = axes.plot(places, mean, label=name, **usual | style)
+    axes.fill_between(places, mean - error, mean + error, color=line.get_color(), alpha=0.2, lw=0)
 
 
 def figure_path(text: str) -> pathlib.Path:

@@ -43,6 +43,7 @@ MOMENTUM = Part("momentum", ("sgd", "sam", "entropy_sgd", "snoo", "parle"))
 ADAM = Part("Adam", ("adam", "adamw", "entropy_adam", "snoo"))
 INNER = Part("inner loop", ("entropy_sgd", "entropy_adam", "snoo", "parle"))
 ENTROPY = Part("local entropy", ("entropy_sgd", "entropy_adam", "parle"))
+PUBLISHED = Part("as published", ("entropy_sgd", "entropy_adam"))  # Parle is, by default
 NOISE = Part("Langevin noise", (*ENTROPY.owners, "sgld"))
 SAM = Part("SAM", ("sam",))
 PARLE = Part("Parle", ("parle",))
@@ -170,7 +171,7 @@ class Settings:
 
 FIELDS = dataclasses.fields(Settings)
 PARTS: dict[str, Part] = {field.name: field.metadata["part"] for field in FIELDS}
-PARTS |= {"as_published": ENTROPY, "data_dir": FILES, "download": FILES, "text": CHARACTERS}
+PARTS |= {"as_published": PUBLISHED, "data_dir": FILES, "download": FILES, "text": CHARACTERS}
 
 
 def as_published(settings: Settings) -> Settings:
@@ -217,4 +218,7 @@ def idle(settings: Settings, name: str, optimizer: str) -> str:
         return "--decay-after-momentum needs --weight-decay"
     if name == "context" and settings.sampling == "streams":
         return "--context needs --sampling passes or replacement: a stream carries its state on"
+    equal = settings.sampling == "streams" and not settings.noise_scale
+    if name in ("coupling", "coupling_growth") and equal:
+        return "--coupling needs --noise-scale: replicas that read the same streams stay equal"
     return ""

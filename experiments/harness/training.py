@@ -84,6 +84,9 @@ class Measurement(NamedTuple):
     validation_loss: np.ndarray | None = None  # of text that is judged by both, shape (seeds,)
 
 
+PER_SEED = ("train_loss", "test_loss", "test_error", "validation_loss")
+
+
 class Checkpoints(Protocol):
     """Where to keep the state between segments; `checkpoints.Checkpoints` is one."""
 

@@ -8,7 +8,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PACKAGES = {
     *("entropy_sgd_jax", "flax", "matplotlib", "orbax", "pooch", "rich", "sklearn", "tensorboardX"),
@@ -30,7 +30,13 @@ class InputError(Exception):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a bad argument like any other mistake, without the usage text around it."""
+    """Reports a bad argument like any other mistake, without the usage text around it.
+
+    Takes no part of a flag for the flag: --seed would be --seeds.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse with what is wrong."""

@@ -13,6 +13,7 @@ from typing import IO, Any
 from experiments.io.errors import InputError
 
 PIECE = 1 << 16  # bytes read at a time
+LINE = 1 << 22  # bytes of a line; 60,000 seeds need as many
 
 
 def find(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -68,6 +69,17 @@ def read_at_most(stream: IO[bytes], most: int) -> bytearray:
     while len(content) < most and (piece := stream.read(min(most - len(content), PIECE))):
         content += piece
     return content
+
+
+def whole_lines(path: pathlib.Path) -> Iterator[str]:
+    """Of a log, if there is one. A crash may have cut the last line, which is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        while (line := stream.readline(LINE)).endswith(b"\n"):
+            yield line[:-1].decode()
+    if len(line) == LINE:
+        raise ValueError(f"a line of more than {LINE:,} bytes")
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

@@ -19,6 +19,8 @@ def check(options: argparse.Namespace, cluster: bool) -> None:
     """Refuses what cannot befall it."""
     for name in ("kill", "slow"):
         number, island = getattr(options, name)
+        if number == 0 or number > options.rounds:
+            raise InputError(f"--{name} {number}:{island}: the rounds are 1 to {options.rounds}")
         if island >= (count := islands_in(number, options)):
             raise InputError(f"--{name} {number}:{island}: the islands are 0 to {count - 1} then")
     if options.kill[0] > 0 and cluster:

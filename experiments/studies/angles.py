@@ -36,7 +36,7 @@ with one_line_errors("angles.py"):
     from experiments.io import files
     from experiments.studies import RESULTS, solutions, tune
 
-# Effective epochs, and the name in the figure.
+# Optimizer, effective epochs, and the name in the figure.
 TASKS = {
     "mnistfc": ("entropy_sgd", 20, "MNIST, fully connected"),
     "lenet": ("entropy_sgd", 10, "MNIST, LeNet"),
@@ -68,11 +68,6 @@ def angles(slopes: Any, grads: Any) -> dict[str, jax.Array]:
     lengths = jnp.sqrt(jnp.stack([slope * grad, one_slope * grad, one_grad * grad]))
     cosines = jnp.stack([across, across, grad]) / lengths
     return dict(zip(NAMES, jnp.degrees(jnp.arccos(jnp.clip(cosines, -1, 1))), strict=True))
-
-
-def mean_of(grads: Any) -> Any:
-    """Over the leading axis."""
-    return jax.tree.map(lambda leaves: leaves.mean(0), grads)
 
 
 def probe(run: train.Run) -> Callable[..., dict[str, jax.Array]]:
@@ -107,7 +102,8 @@ def probe(run: train.Run) -> Callable[..., dict[str, jax.Array]]:
                 return [after], grads
 
             carry, grads = lax.scan(at_x, carry, batches)
-            return carry, (jax.tree.map(jnp.subtract, params, end), mean_of(grads))
+            mean = jax.tree.map(lambda leaves: leaves.mean(0), grads)
+            return carry, (jax.tree.map(jnp.subtract, params, end), mean)
 
         keys = jax.random.split(key, len(rows))
         return angles(*lax.scan(update, carry, (keys, rows, masks))[1])

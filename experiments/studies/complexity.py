@@ -34,7 +34,7 @@ with one_line_errors("complexity.py"):
     from experiments.harness import contestants
     from experiments.harness.evaluation import Model
     from experiments.harness.logs import versions
-    from experiments.harness.report import mean_and_spread
+    from experiments.harness.report import mean_and_spread, standard_error
     from experiments.harness.settings import Settings, above_zero, positive
     from experiments.io import files
     from experiments.io.dataset import Dataset
@@ -171,8 +171,9 @@ def _draw_one(axes: Axes, results: dict[str, Any], scope: str) -> None:
     for row, values in enumerate(results.values()):
         each = np.array(values["coefficients"][scope]["value"])
         axes.plot(each, np.full(len(each), row), "o", color="#0072b2", alpha=0.4, mew=0, ms=4)
-        mean, error = flatness_table.mean_and_error(each)
-        axes.errorbar(mean, row, xerr=error, fmt="|", color="#222222", ms=9, capsize=3)
+        axes.errorbar(
+            each.mean(), row, xerr=standard_error(each), fmt="|", color="#222222", ms=9, capsize=3
+        )
     axes.set_yticks(range(len(results)), list(results))
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.25)

@@ -28,7 +28,7 @@ from experiments.studies import RESULTS, solutions, tune
 IMAGES, GRADIENTS, SEEDS = 2_000, 100, 8
 VARIANTS = {
     "as published": "--as-published",
-    "α = 0.75": "",
+    "α = 0.75": "--as-published --averaging 0.75",
     "η = 0.5": "--as-published --learning-rate 0.5",
     "η′ = 0.05": "--as-published --inner-learning-rate 0.05",
     "inner momentum 0.5": "--as-published --inner-momentum 0.5",

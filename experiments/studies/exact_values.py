@@ -67,14 +67,14 @@ def aoyagi(widths: Sequence[int], rank: int) -> tuple[float, int]:
     return coefficient, odd * (layers - odd) + 1
 
 
-def linear_network(widths: Sequence[int], rank: int, dtype: Any = np.float32) -> tuple[Any, Any]:
+def linear_network(widths: Sequence[int], rank: int) -> tuple[Any, Any]:
     """Half the squared distance of the product of all layers to a matrix of some rank, a loss
     without data, and its most singular minimum.
     """
     rng = np.random.default_rng(sum(widths))
     turns = [np.linalg.qr(rng.normal(size=(width, width)))[0] for width in widths]
     params = [
-        jnp.asarray(after[:, :rank] @ before[:, :rank].T, dtype)
+        jnp.asarray(after[:, :rank] @ before[:, :rank].T, jnp.float32)
         for before, after in itertools.pairwise(turns)
     ]
     target = _product(params)

@@ -11,10 +11,9 @@ import numpy as np
 from experiments import train, workloads
 from experiments.checkpoints import differences
 from experiments.harness import logs, report
+from experiments.harness.training import PER_SEED
 from experiments.io.errors import InputError
 from experiments.studies import RESULTS, paired
-
-OF_SEEDS = ("train_loss", "test_loss", "test_error", "validation_loss")  # by column
 
 
 class Finished(NamedTuple):
@@ -36,9 +35,10 @@ class Finished(NamedTuple):
     def validation(self) -> np.ndarray | None:
         """Likewise, of text, for the seeds whose logs have it."""
         held_out = self.curves.validation_loss
-        if held_out is None:
+        known = ~np.isnan(held_out[0])
+        if not known.any():
             return None
-        return self.score.of(self.curves._replace(test_loss=held_out))
+        return self.score.of(self.curves._replace(test_loss=held_out[:, known]))
 
     @property
     def comparable(self) -> np.ndarray:
@@ -67,8 +67,7 @@ class Finished(NamedTuple):
         kept = ~self.diverged
         if kept.all() or not kept.any():
             return self
-        known = {name: getattr(self.curves, name) for name in OF_SEEDS}
-        own = {name: None if part is None else part[:, kept] for name, part in known.items()}
+        own = {name: getattr(self.curves, name)[:, kept] for name in PER_SEED}
         seeds = [seed for seed, stays in zip(self.seeds, kept, strict=True) if stays]
         return self._replace(seeds=seeds, curves=self.curves._replace(**own))
 
@@ -101,9 +100,13 @@ class Finished(NamedTuple):
         )
 
     def gradients_to_best_of(self, other: Finished) -> str:
-        """Until the mean over the seeds is as good as the other's ever is, but for rounding."""
-        best = np.nanmin(other.scores.mean(axis=1)[other.comparable]) * (1 + 1e-6)
-        there = (self.scores.mean(axis=1) <= best) & self.comparable
+        """Until the mean is as good as the other's ever is, but for rounding.
+
+        Over the seeds that did not diverge.
+        """
+        ours, others = (run.sound().scores.mean(axis=1) for run in (self, other))
+        best = np.nanmin(others[other.comparable]) * (1 + 1e-6)
+        there = (ours <= best) & self.comparable
         return (
             f"{self.curves.gradient_evaluations[there.argmax()]:,.0f}" if there.any() else "never"
         )

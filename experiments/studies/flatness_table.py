@@ -31,7 +31,7 @@ with one_line_errors("flatness_table.py"):
     from experiments.harness import contestants
     from experiments.harness.evaluation import Model
     from experiments.harness.logs import versions
-    from experiments.harness.report import figure_path, markdown, mean_and_spread
+    from experiments.harness.report import figure_path, markdown, mean_and_spread, standard_error
     from experiments.harness.settings import Settings, positive
     from experiments.harness.training import Measurement
     from experiments.io import files
@@ -132,10 +132,10 @@ def shown(values: list[float], factor: float, digits: str) -> str:
 
 def draw(results: dict[str, dict[str, Any]], seeds: int) -> Figure:
     """How the training error grows as the weights are perturbed."""
-    profiles = {
-        name: (STRENGTHS, flatness.Estimate(*mean_and_error(np.array(values["profile"]))))
-        for name, values in results.items()
-    }
+    profiles = {}
+    for name, values in results.items():
+        each = np.array(values["profile"])
+        profiles[name] = STRENGTHS, flatness.Estimate(each.mean(axis=0), standard_error(each.T))
     return flatness.plots.energy_profiles(
         profiles,
         ylabel="rise of the training error (percentage points)",
@@ -174,11 +174,6 @@ def main() -> None:
     draw(results, options.seeds).savefig(figure, dpi=150)
     print(table(results))
     print(f"{options.out}.json, .md and .png")
-
-
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Over the seeds, the first axis."""
-    return values.mean(0), values.std(0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ OWN = {
     ],
 }
 SCHEDULES = ("constant", "cosine")  # of the outer learning rate
+ALONE = {"schedule": ("constant",)}  # the inner learning rate is annealed, the outer one is not
 # A round of 12 for each optimizer; then, but for the GPT, one of 8, on the LSTM 4, around its best.
 # There Entropy-SGD and Entropy-Adam have a smaller α than the paper's 0.75.
 GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
@@ -36,14 +37,14 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
             {
                 "inner_learning_rate": (0.015, 0.03, 0.045, 0.065),
                 "momentum": (0.3, 0.5, 0.7),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             },
             {
                 "inner_learning_rate": (0.03, 0.045),
                 "momentum": (0.5, 0.7),
                 "averaging": (0.1, 0.25),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             },
         ],
@@ -51,14 +52,14 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
             {
                 "learning_rate": (1e-3, 3e-3, 0.01),
                 "inner_learning_rate": (0.02, 0.04, 0.07, 0.1),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (1.0,),
             },
             {
                 "learning_rate": (3e-3, 6e-3),
                 "inner_learning_rate": (0.05, 0.07),
                 "averaging": (0.1, 0.25),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (1.0,),
             },
         ],
@@ -66,13 +67,13 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
             {
                 "inner_learning_rate": (5e-4, 1e-3, 1.5e-3, 2e-3),
                 "momentum": (0.3, 0.5, 0.7),
-                "schedule": ("constant",),
+                **ALONE,
             },
             {
                 "inner_learning_rate": (8e-4, 1.2e-3),
                 "momentum": (0.65, 0.8),
                 "b1": (0.7, 0.9),
-                "schedule": ("constant",),
+                **ALONE,
             },
         ],
     },
@@ -100,7 +101,7 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "inner_learning_rate": (0.1, 0.15),
                 "momentum": (0.5, 0.7),
                 "averaging": (0.1, 0.25),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             },
         ],
@@ -115,7 +116,7 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "learning_rate": (0.01, 0.02),
                 "inner_learning_rate": (0.2, 0.3),
                 "averaging": (0.1, 0.25),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (1.0,),
             },
         ],
@@ -129,7 +130,7 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "inner_learning_rate": (6e-3, 0.01),
                 "momentum": (0.2, 0.4),
                 "b1": (0.7, 0.9),
-                "schedule": ("constant",),
+                **ALONE,
             },
         ],
     },
@@ -150,14 +151,14 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
             {
                 "inner_learning_rate": (0.5, 1.0, 2.0, 4.0),
                 "momentum": (0.0, 0.5, 0.7),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             },
             {
                 "inner_learning_rate": (1.0, 1.5),
                 "momentum": (0.5,),
                 "averaging": (0.1, 0.25),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             },
         ],
@@ -165,14 +166,14 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
             {
                 "learning_rate": (3e-3, 0.01, 0.02),
                 "inner_learning_rate": (0.5, 1.0, 2.0, 4.0),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             },
             {
                 "learning_rate": (0.015,),
                 "inner_learning_rate": (1.0, 1.5),
                 "averaging": (0.1, 0.25),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             },
         ],
@@ -181,14 +182,9 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "inner_learning_rate": (4e-3, 8e-3, 0.015, 0.03),
                 "b1": (0.5,),
                 "momentum": (0.1, 0.3, 0.6),
-                "schedule": ("constant",),
+                **ALONE,
             },
-            {
-                "inner_learning_rate": (0.012, 0.02),
-                "b1": (0.5,),
-                "momentum": (0.2, 0.45),
-                "schedule": ("constant",),
-            },
+            {"inner_learning_rate": (0.012, 0.02), "b1": (0.5,), "momentum": (0.2, 0.45), **ALONE},
         ],
     },
     "char_gpt": {
@@ -200,7 +196,7 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "inner_learning_rate": (0.3, 1.0, 3.0),
                 "momentum": (0.0, 0.5),
                 "inner_steps": (5, 20),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             }
         ],
@@ -209,7 +205,7 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "learning_rate": (3e-3, 0.01),
                 "inner_learning_rate": (0.3, 1.0, 3.0),
                 "inner_steps": (5, 20),
-                "schedule": ("constant",),
+                **ALONE,
                 "scope": (0.1,),
             }
         ],
@@ -218,7 +214,7 @@ GRIDS: dict[str, dict[str, list[dict[str, tuple]]]] = {
                 "inner_learning_rate": (2e-3, 4e-3, 8e-3),
                 "momentum": (0.3, 0.6),
                 "inner_steps": (5, 20),
-                "schedule": ("constant",),
+                **ALONE,
             }
         ],
     },

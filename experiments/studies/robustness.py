@@ -232,26 +232,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=pathlib.Path, help="has mnist/")
     parser.add_argument("--workloads", nargs="+", choices=("mnistfc", "lenet"), default=["lenet"])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
-    parser.add_argument("--seeds", type=int, help="default 5")
+    parser.add_argument("--seeds", type=int, default=5, help="default 5")
     parser.add_argument("--tuning", type=pathlib.Path, default=RESULTS / "tuning.json")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "robustness.json")
     parser.add_argument("--table", action="store_true", help="only the tables and figures")
-    parser.add_argument(
-        "--skip",
-        type=int,
-        default=0,
-        help="leave this many first seeds out of tables and figures",
-    )
+    parser.add_argument("--skip", type=int, default=0, help="leave out this many first seeds")
     options = parser.parse_args()
     if options.data_dir is None and not options.table:
         parser.error("--data-dir DIR is needed, the folder that has mnist/; or --table")
-    if options.seeds is not None and options.seeds < 2:
+    if options.seeds < 2:
         parser.error(f"--seeds {options.seeds}: at least 2, whose answers are compared")
     path = options.out
     options.known = files.kept(path, {})
     every = (own for results in options.known.values() for own in results.values())
     kept = {len(own["test error"]) for own in every}
-    wanted = kept if options.table else {options.seeds or 5}
+    wanted = kept if options.table else {options.seeds}
     if kept - wanted:
         parser.error(f"--seeds {min(wanted)}: {path} has {min(kept)}; give that, or another --out")
     if wanted and not 0 <= options.skip <= min(wanted) - 2:
@@ -266,7 +261,8 @@ def train_all(options: argparse.Namespace) -> None:
         done = options.known.setdefault(workload, {})
         if optimizer not in done:
             flags = runs.command(workload, "tuned", optimizer, options)
-            done[optimizer] = compete([*flags, "--measurements", "1"])
+            flags += ["--seeds", str(options.seeds), "--measurements", "1"]
+            done[optimizer] = compete(flags)
             files.write_whole(options.out, json.dumps(options.known, indent=1) + "\n")
 
 

@@ -47,21 +47,15 @@ COLUMNS = (
 
 def command(workload: str, variant: str, optimizer: str, options: argparse.Namespace) -> list[str]:
     """The flags of train.py; empty if there is no such variant, or it has not been tuned."""
-    flags = [
-        workload,
-        "--optimizer",
-        optimizer,
-        "--data-dir",
-        tune.data_folder(options.data_dir, workload),
-    ]
+    flags = [workload, "--optimizer", optimizer]
+    flags += ["--data-dir", tune.data_folder(options.data_dir, workload)]
     if variant == "tuned":
-        results = files.kept(options.tuning, [])
-        ranked = tune.ranking(results, workload, optimizer)
+        ranked = tune.ranking(files.kept(options.tuning, []), workload, optimizer)
         if not ranked:
             return []
         flags += ranked[0]["settings"]
     if variant == "published":
-        return [*flags, "--as-published"] if settings.ENTROPY.is_of(workload, optimizer) else []
+        return [*flags, "--as-published"] if settings.PUBLISHED.is_of(workload, optimizer) else []
     if variant != "paper":
         flags += ["--effective-epochs", str(EPOCHS[workload])]
         if workload in MEASUREMENTS:
@@ -187,10 +181,9 @@ def main() -> None:
         "--optimizers", nargs="+", choices=contestants.RECIPES, default=tune.OPTIMIZERS
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["paper"])
-    parser.add_argument("--seeds", type=int, help="default 5 on MNIST, 4 of char_lstm, else 3")
-    parser.add_argument(
-        "--jobs", type=settings.positive, default=1, help="seeds at a time (default 1)"
-    )
+    number = {"type": settings.positive}
+    parser.add_argument("--seeds", **number, help="default 5 on MNIST, 4 of char_lstm, else 3")
+    parser.add_argument("--jobs", **number, default=1, help="seeds at a time (default 1)")
     parser.add_argument("--tuning", type=pathlib.Path, default=RESULTS / "tuning.json")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--table", action="store_true", help="only the table and figures")

@@ -17,15 +17,19 @@ from experiments.io.errors import InputError
 BATCH = 256  # examples at once when the Hessian is taken
 
 
-class LastState:
-    """Keeps what `training.train` would write to a file, to get at the parameters."""
+class EveryState:
+    """Keeps what `training.train` would write to files, to get at the parameters."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        self.trained: list[Any] = []
 
     def restore(self, like: Any) -> None:
         """Nothing to go on from."""
 
     def save(self, step: int, tree: Any) -> None:
-        """The newest is the last."""
-        self.trained = tree
+        """In the order of the measurements."""
+        self.trained.append(tree)
 
 
 def train_to_the_end(
@@ -34,22 +38,9 @@ def train_to_the_end(
     """The parameters to evaluate, with a leading axis of seeds, and what is known of them; `how`
     is what else `train` takes.
     """
-    last = LastState()
-    for measurement in train(contestant, model, dataset, budget, seeds, last, **how):  # noqa: B007
-        pass
-    return jax.vmap(contestant.reported)(last.trained[0]), measurement
-
-
-class EveryState(LastState):
-    """Keeps them all."""
-
-    def __init__(self) -> None:
-        """None so far."""
-        self.trained = []
-
-    def save(self, step: int, tree: Any) -> None:
-        """In the order of the measurements."""
-        self.trained.append(tree)
+    states = EveryState()
+    *_, end = train(contestant, model, dataset, budget, seeds, states, **how)
+    return jax.vmap(contestant.reported)(states.trained[-1][0]), end
 
 
 def train_until(

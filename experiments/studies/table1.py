@@ -87,7 +87,7 @@ def rows(found: dict[tuple[str, str], Finished]) -> list[list[str]]:
     for (workload, optimizer), one in found.items():
         paper, form, sound = (PAPER[workload] | OURS)[optimizer], one.score.digits, one.sound()
         parts = [("test", paper.test, one.scores, sound.scores)]
-        if one.validation is not None:
+        if one.validation is not None and sound.validation is not None:
             parts.append(("validation", paper.validation, one.validation, sound.validation))
         for part, reported, every, scores in parts:
             lines.append([

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 from experiments import train, workloads
+from experiments.arguments import as_flag
 from experiments.data import download
 from experiments.harness import report, settings, training
 from experiments.io import files
@@ -46,10 +47,6 @@ def product(axes: dict[str, tuple]) -> list[dict[str, Any]]:
 
 def as_flags(values: dict[str, Any]) -> list[str]:
     return [part for name, value in values.items() for part in (as_flag(name), str(value))]
-
-
-def as_flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def own(flags: list[str]) -> list[str]:
@@ -101,9 +98,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=pathlib.Path, required=True, help="has mnist/ and text/")
     parser.add_argument("--workloads", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--finalists", type=int, default=0, help="only the best N of one seed")
-    parser.add_argument("--effective-epochs", type=float, help="instead of the usual")
+    parser.add_argument("--seeds", type=settings.positive, default=1)
+    parser.add_argument(
+        "--finalists", type=settings.whole, default=0, help="only the best N of one seed"
+    )
+    parser.add_argument("--effective-epochs", type=settings.above_zero, help="instead of the usual")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "tuning.json")
     options, more = parser.parse_known_args()
     if options.finalists and more:

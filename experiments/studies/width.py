@@ -28,14 +28,15 @@ from rich.progress import Progress
 
 from experiments import train
 from experiments.harness import report
+from experiments.harness.settings import INNER
 from experiments.io import files
 from experiments.studies import RESULTS, paired, tune
+from experiments.studies.grids import ALONE
 
 SEEDS, FINALISTS = 20, 3
 SCORE = report.SCORES["error"]
 
 DECAY, MORE_DECAY = {"weight_decay": (0.0, 3e-3)}, {"weight_decay": (3e-3, 1e-2)}
-ALONE = {"schedule": ("constant",)}  # the inner learning rate is annealed, the outer one is not
 # Two rounds of 12 settings. The second searches around what was best in most conditions of the
 # first; Parle's, at more weight decay. Without ALONE the outer learning rate follows a cosine too.
 DIGITS: dict[str, list[dict[str, tuple]]] = {
@@ -236,7 +237,7 @@ CONDITIONS = {
         seeds=5,
     ),
 }
-OURS = tuple(name for name, shown in train.NAMES.items() if shown in report.TWO_LOOPS)
+OURS = INNER.owners
 
 
 def grid(condition: Condition, optimizer: str) -> list[list[str]]:
@@ -252,8 +253,7 @@ def scores(flags: list[str], seeds: int) -> list[float]:
 
 def ranking(tried: dict[str, list[float]]) -> list[str]:
     """Settings by mean error, those that diverged last."""
-    means = {flags: np.mean(errors) for flags, errors in tried.items()}
-    return sorted(means, key=lambda flags: (np.isnan(means[flags]), means[flags]))
+    return sorted(tried, key=lambda flags: paired.rank(tried[flags]))
 
 
 def compete(
@@ -286,7 +286,8 @@ def compete(
 def row(condition: str, results: dict[str, dict]) -> list[str]:
     """Test errors; then ours less the best of the others, seed by seed."""
     errors = {name: np.array(results[name]["test"]) for name in CONDITIONS[condition].grids}
-    rival = min((name for name in errors if name not in OURS), key=lambda name: errors[name].mean())
+    rivals = [name for name in errors if name not in OURS]
+    rival = min(rivals, key=lambda name: paired.rank(errors[name]))
     cells = {name: report.mean_and_spread(own, ".2f") for name, own in errors.items()}
     less = {name: paired.difference(own, errors[rival], ".2f") for name, own in errors.items()}
     shown = [cells.get(name, "") for name in DIGITS] + [less.get(name, "") for name in OURS]

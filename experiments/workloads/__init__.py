@@ -24,8 +24,12 @@ class Request(NamedTuple):
 
     directory: str | None
     text: str  # the file of a character model
-    validation: int | None  # examples to judge by instead of the test set; 0 for the usual number
+    validation: int | None  # images or symbols to judge by, not the test set; 0: the usual number
     settings: Settings
+
+    def held_out(self, usual: int) -> int:
+        """How many to judge by; 0 for the test set."""
+        return 0 if self.validation is None else self.validation or usual
 
 
 class Workload(NamedTuple):

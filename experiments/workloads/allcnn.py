@@ -53,8 +53,7 @@ SGD = {
 
 def load(request: Request) -> tuple[Dataset, int]:
     """50,000 images to train on and 10,000 to test on; contrast-normalised and whitened: text."""
-    validation = 0 if request.validation is None else request.validation or VALIDATION
-    return whiten(load_cifar10(request.directory or ".", validation)), 10
+    return whiten(load_cifar10(request.directory or ".", request.held_out(VALIDATION))), 10
 
 
 class Layer(nnx.Module):

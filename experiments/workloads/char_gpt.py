@@ -35,8 +35,7 @@ ENTROPY = {"inner_steps": 5, "inner_learning_rate": 0.1, "schedule": "cosine"}
 
 def load(request: Request) -> tuple[Dataset, int]:
     """Of Tiny Shakespeare, a million characters to train on and 56,000 to test on."""
-    validation = 0 if request.validation is None else request.validation or ALL
-    characters = load_characters(request.directory, request.text, validation)
+    characters = load_characters(request.directory, request.text, request.held_out(ALL))
     length, context = request.settings.length or LENGTH, request.settings.context
     return windows(characters, length, context, length, context), characters.symbols
 

@@ -59,8 +59,7 @@ ADAM = {
 
 def load(request: Request) -> tuple[Dataset, int]:
     """Of War and Peace, 2.6 million characters to train on, 326,000 each to validate and test."""
-    validation = 0 if request.validation is None else request.validation or ALL
-    characters = load_characters(request.directory, request.text, validation, SHARES)
+    characters = load_characters(request.directory, request.text, request.held_out(ALL), SHARES)
     length, context = request.settings.length or LENGTH, request.settings.context
     return windows(characters, length, context, LENGTH, 0), characters.symbols
 

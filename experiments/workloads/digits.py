@@ -131,9 +131,8 @@ def prepare(
 def load(request: Request) -> tuple[Dataset, int]:
     """1,280 images to train on and 517 to test on."""
     dataset = load_digits()
-    if request.validation is not None:
-        train = dataset.train_inputs, dataset.train_labels
-        dataset = split_end(*train, request.validation or VALIDATION)
+    if validation := request.held_out(VALIDATION):
+        dataset = split_end(dataset.train_inputs, dataset.train_labels, validation)
     return dataset, 10
 
 

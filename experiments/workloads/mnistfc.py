@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
-from experiments.data.images import read_mnist
+from experiments.data.images import read_mnist, scaled
 from experiments.harness.evaluation import Model
 from experiments.harness.networks import dropout, pure, split, torch_linear
 from experiments.harness.settings import Settings
@@ -52,18 +51,8 @@ ADAM = {
 
 def load(request: Request) -> tuple[Dataset, int]:
     """60,000 images to train on and 10,000 to test on; neither shuffled nor augmented."""
-    validation = 0 if request.validation is None else request.validation or VALIDATION
-    dataset = read_mnist(request.directory or ".", validation)
-
-    def scale(images: np.ndarray) -> np.ndarray:
-        return (images.astype(np.float32) - GREY) / GREY
-
-    return Dataset(
-        scale(dataset.train_inputs),
-        dataset.train_labels.astype(np.int32),
-        scale(dataset.test_inputs),
-        dataset.test_labels.astype(np.int32),
-    ), 10
+    dataset = read_mnist(request.directory or ".", request.held_out(VALIDATION))
+    return scaled(dataset, GREY, GREY), 10
 
 
 class Network(nnx.Module):

@@ -58,8 +58,7 @@ SGD = {
 
 def load(request: Request, length: int = LENGTH) -> tuple[Dataset, int]:
     """930,000 words to train on and 82,000 to test on; the validation file has 74,000."""
-    validation = 0 if request.validation is None else request.validation or ALL
-    words = load_ptb(request.directory or ".", validation)
+    words = load_ptb(request.directory or ".", request.held_out(ALL))
     length, context = request.settings.length or length, request.settings.context
     return windows(words, length, context, TEST_LENGTH, 0), words.symbols
 
@@ -97,23 +96,19 @@ class Network(nnx.Module):
         return logits if carry is None else (logits, jnp.stack(after))
 
 
-def make_lstm(symbols: int, width: int, layers: int, rate: float, bound: float) -> Model:
-    """All parameters start within ±bound."""
-    init = within(bound)
+def make_model(
+    settings: Settings, dataset: Dataset, classes: int, width: int = WIDTH, bound: float = BOUND
+) -> Model:
+    """Two layers of this width, unless `--layers` and `--width` say otherwise; ±bound to start."""
+    width, layers, init = settings.width or width, settings.layers or LAYERS, within(bound)
 
     def make(rngs: nnx.Rngs) -> Network:
-        embedding = nnx.Embed(symbols, width, embedding_init=init, rngs=rngs)
+        embedding = nnx.Embed(classes, width, embedding_init=init, rngs=rngs)
         lstms = [LSTM(width, width, init, init, rngs) for _ in range(layers)]
-        last = nnx.Linear(width, symbols, kernel_init=init, bias_init=init, rngs=rngs)
-        return Network(embedding, lstms, last, rate)
+        last = nnx.Linear(width, classes, kernel_init=init, bias_init=init, rngs=rngs)
+        return Network(embedding, lstms, last, settings.dropout)
 
     return pure(make, carry=zeros(layers, width), summed=True)
-
-
-def make_model(settings: Settings, dataset: Dataset, classes: int) -> Model:
-    """Two layers of 1,500, unless `--layers` and `--width` say otherwise."""
-    width, layers = settings.width or WIDTH, settings.layers or LAYERS
-    return make_lstm(classes, width, layers, settings.dropout, BOUND)
 
 
 WORKLOAD = Workload(

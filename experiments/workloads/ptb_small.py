@@ -7,10 +7,9 @@ is marked as text is theirs here.
 
 from __future__ import annotations
 
-from experiments.harness.evaluation import Model
-from experiments.harness.settings import Settings
-from experiments.io.dataset import Dataset
-from experiments.workloads import Request, Workload, for_each_optimizer, ptb
+import functools
+
+from experiments.workloads import Workload, for_each_optimizer, ptb
 
 WIDTH = 200  # text
 LENGTH = 20  # text
@@ -33,20 +32,9 @@ SGD = {
 }
 
 
-def load(request: Request) -> tuple[Dataset, int]:
-    """As for `ptb`, in windows of 20 words."""
-    return ptb.load(request, LENGTH)
-
-
-def make_model(settings: Settings, dataset: Dataset, classes: int) -> Model:
-    """Two layers of 200, unless `--layers` and `--width` say otherwise."""
-    width, layers = settings.width or WIDTH, settings.layers or ptb.LAYERS
-    return ptb.make_lstm(classes, width, layers, settings.dropout, BOUND)
-
-
 WORKLOAD = Workload(
-    load,
-    make_model,
+    functools.partial(ptb.load, length=LENGTH),
+    functools.partial(ptb.make_model, width=WIDTH, bound=BOUND),
     for_each_optimizer(
         COMMON,
         entropy_sgd=ptb.ENTROPY,  # the paper's for the large network

@@ -21,7 +21,8 @@ from experiments.studies.finished import Finished
 def finished(name: str, errors: list[list[float]]) -> Finished:
     """Measured after 0, 100, 200 gradients and so on, a column for each seed."""
     scores = np.array(errors)
-    curves = Curves(name, 100 * np.arange(len(scores)), scores / 10, scores / 9, scores, 50.0)
+    counts, lacking = 100 * np.arange(len(scores)), np.full(scores.shape, np.nan)
+    curves = Curves(name, counts, scores / 10, scores / 9, scores, 50.0, lacking)
     configuration = {"workload": "mnistfc", "seeds": scores.shape[1], "gradient_evaluations": 300}
     seeds = list(range(scores.shape[1]))
     return Finished(configuration, seeds, "paper", curves, SCORES["error"], 12.0)
@@ -204,8 +205,31 @@ def test_validation_is_shown_of_the_seeds_that_have_it() -> None:
     others = [curves._replace(validation_loss=np.log(curves.test_error)) for curves in others]
     joined = report.side_by_side([one, *others])
     assert joined.test_error.shape == (2, 3)
-    assert report.side_by_side([one, one]).validation_loss is None
+    assert np.isnan(report.side_by_side([one, one]).validation_loss).all()
+    assert finished("SGD", [[90.0], [3]]).validation is None
     configuration = {"workload": "ptb", "seeds": 3, "gradient_evaluations": 300}
     shown = Finished(configuration, [0, 1, 2], "paper", joined, report.SCORES["perplexity"], 12.0)
     np.testing.assert_allclose(shown.validation, [[90, 90], [2, 4]])
     assert " 3.00 ± 1.00 (of 2) |" in run.table([[shown]])
+
+
+def test_a_seed_that_diverged_may_be_one_of_those_with_validation() -> None:
+    """The logs of the first do not have it."""
+    each = [finished("SGD", [[90.0], [error]]).curves for error in (3, 99, 4)]
+    each = [curves._replace(test_loss=np.log(curves.test_error)) for curves in each]
+    held_out = [curves._replace(validation_loss=curves.test_loss) for curves in each[1:]]
+    configuration = {"workload": "ptb", "seeds": 3, "gradient_evaluations": 300}
+    joined = report.side_by_side([each[0], *held_out])
+    one = Finished(configuration, [0, 1, 2], "paper", joined, report.SCORES["perplexity"], 12.0)
+    assert one.sound().seeds == [0, 2]
+    np.testing.assert_allclose(one.sound().validation, [[90], [4]])
+
+
+@pytest.mark.parametrize("lost", [99, np.nan])
+def test_a_seed_that_diverged_has_no_part_in_the_race(lost: float) -> None:
+    """Without it the other comes to 2 and to 1, and ours has 1.5 and 1."""
+    other = finished("Adam", [[90, 90, 90], [2, lost, 2], [1, lost, 1]])
+    ours = finished("SNOO", [[90, 90, 90], [1.5, 1.5, 1.5], [1, 1, 1]])
+    assert ours.gradients_to_best_of(other) == "200"
+    assert other.gradients_to_best_of(other) == "200"
+    assert other.gradients_to_best_of(ours) == "200"

@@ -166,6 +166,7 @@ def example_curves(seeds: int) -> list[report.Curves]:
             np.stack([error, error / 10, error / 100]),
             np.stack([20 * error, error / 4, error]),
             1234.0,
+            np.full((3, seeds), np.nan),
         )
         for name in digits.OPTIMIZERS
     ]

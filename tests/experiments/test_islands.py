@@ -144,6 +144,8 @@ def end(run: Run) -> dict[int, Round]:
         ("--kill 3:3", False, "--kill 3:3: the islands are 0 to 2 then"),
         ("--kill 6:3 --join 7", False, "--kill 6:3: the islands are 0 to 2 then"),
         ("--slow 7:4 --join 7", False, "--slow 7:4: the islands are 0 to 3 then"),
+        ("--kill 0:2", False, "--kill 0:2: the rounds are 1 to 10"),
+        ("--slow 11:2", False, "--slow 11:2: the rounds are 1 to 10"),
         ("--kill 3", False, "'3' given, a round and an island expected, as 3:0"),
         ("--kill 3:0", True, "--kill is for one machine: leave RAY_ADDRESS out"),
         ("--kill 7:3 --join 7", False, ""),
@@ -155,6 +157,7 @@ def test_what_cannot_befall_an_island_is_refused(
 ) -> None:
     parser = OneLineParser()
     parser.add_argument("--islands", default=3)
+    parser.add_argument("--rounds", default=10)
     mishaps.add_flags(parser)
     with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
         mishaps.check(parser.parse_args(arguments.split()), cluster)

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments import train
+from experiments.harness import settings
 from experiments.studies import claims, dead_units, spectrum
-from experiments.workloads.mnistfc import Network
+from experiments.workloads import mnistfc
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -142,9 +144,19 @@ def test_each_kind_of_scoping_goes_from_the_low_scope_to_the_high_one(kind: str)
     assert scope(100) == pytest.approx(claims.HIGH, rel=0.01)
 
 
+def test_one_thing_is_changed_at_a_time() -> None:
+    each = []
+    for flags in dead_units.VARIANTS.values():
+        options = train.parse_arguments(["mnistfc", *flags.split()])
+        each.append(vars(settings.override(mnistfc.WORKLOAD.settings["entropy_sgd"], options)))
+    published, *others = each
+    for own in others:
+        assert sum(own[name] != value for name, value in published.items()) == 1
+
+
 def test_units_that_are_zero_on_all_images_are_dead() -> None:
     """Biases of ±1000 decide; a second layer with the first one dead has its biases alone."""
-    params = nnx.state(Network(49, 6, 10, 0.0, nnx.Rngs(0)), nnx.Param)
+    params = nnx.state(mnistfc.Network(49, 6, 10, 0.0, nnx.Rngs(0)), nnx.Param)
     for name, signs in (("first", [-1, 1, -1, 1, 1, -1]), ("second", [1, -1, -1, -1, -1, 1])):
         params[name]["bias"][...] = 1_000.0 * jnp.array(signs)
         params[name]["kernel"][...] /= 1_000

@@ -75,6 +75,34 @@ def without_training(run: Run, path: str) -> dict[str, Any]:
     return {"run": run, "loss": [1.0], "text": training.checksum(path)}
 
 
+def test_judging_is_no_part_of_the_seconds_of_a_gradient(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by 30 s in each segment, by 1,000 s while the network is judged."""
+    clock = [0.0]
+
+    def jit(function: Any = None, **_: Any) -> Any:
+        if function is None:
+            return jit
+        if function.__name__ not in ("segment", "judge"):
+            return function
+
+        def call(params: Any, state: Any, *first: Any) -> Any:
+            clock[0] += 30 if first else 1_000
+            return (params, state) if first else 1.0
+
+        return call
+
+    monkeypatch.setattr(training.jax, "jit", jit)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training, "ROUNDS", 3)
+    monkeypatch.setattr(training, "MEASUREMENTS", 3)
+    (tmp_path / "a.txt").write_text(100 * "some text. ")
+    record = training.follow(Run(Task(0), 1e-3, None), str(tmp_path / "a.txt"))
+    assert record["gradients"] == (30, 60, 90)
+    assert record["seconds of a gradient"] == 1.0
+
+
 def test_what_was_not_tuned_has_the_settings_of_its_like() -> None:
     runs = plan.finals(BEST | {Task(4, wire=plan.LARGEST): Run(Task(4), 9e-3, (1.0, None))})
     assert len(runs) == len(set(runs)) == plan.SEEDS * (len(FIRST) + len(BATCHES) + len(WIRES) - 1)
@@ -171,5 +199,5 @@ def test_each_learns_a_text(task: Task, monkeypatch: pytest.MonkeyPatch) -> None
     text = Text(letters.astype(np.int32) - 32, letters[:900].astype(np.int32) - 32, 96)
     outer = (0.7, 0.5) if task.replicas else None
     found = list(training.train(Run(task, 8e-3, outer), text))
-    assert [count for count, _ in found] == [60, 120, 180]
+    assert [count for count, *_ in found] == [60, 120, 180]
     assert found[-1][1] < min(2.0, found[0][1])  # log 28 = 3.3 for a guess

@@ -42,6 +42,19 @@ def test_finalists_have_been_tried_before(monkeypatch, tmp_path):
         tune.main()
 
 
+def test_all_seeds_are_trained_and_damaged(monkeypatch, tmp_path):
+    """By default five."""
+    seeds = []
+    monkeypatch.setattr(
+        robustness, "compete", lambda flags: seeds.append(train.parse_arguments(flags).seeds) or {}
+    )
+    for given in ([], ["--seeds", "3"]):
+        out = ["--out", str(tmp_path / f"{len(given)}.json")]
+        monkeypatch.setattr("sys.argv", ["robustness", "--data-dir", "DIR", *out, *given])
+        robustness.train_all(robustness.parse_arguments())
+    assert seeds == [5] * len(robustness.OPTIMIZERS) + [3] * len(robustness.OPTIMIZERS)
+
+
 def test_noise_is_in_proportion_to_the_weight() -> None:
     for damaged, w in zip(damage("noise", 0.3), WEIGHTS, strict=True):
         relative = (damaged / w - 1) / 0.3

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments.data.download import SOURCES
 from experiments.io.errors import InputError
+from experiments.io.files import whole_lines
 
 LENGTH, WIDTH, LAYERS = 32, 64, 2  # symbols seen, width and number of blocks
 BATCH = 16  # windows in a gradient of all replicas together; the smallest
@@ -87,19 +88,13 @@ def finals(best: dict[Task, Run]) -> list[Run]:
 
 
 def read(path: pathlib.Path) -> dict[Run, dict[str, Any]]:
-    """All finished runs; a line that a crash has cut is left out."""
+    """All finished runs."""
     found = {}
     for line in whole_lines(path):
         record = json.loads(line)
         task, rate, outer, *rest = record["run"]
         found[Run(Task(*task), rate, outer and tuple(outer), *rest)] = record
     return found
-
-
-def whole_lines(path: pathlib.Path) -> list[str]:
-    """Without one that a crash has cut."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
 
 
 def text_of(record: dict[str, Any]) -> str:

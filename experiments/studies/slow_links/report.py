@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.harness.report import markdown, mean_and_spread, standard_error
+from experiments.harness.report import draw_band, markdown, mean_and_spread
 from experiments.io.errors import InputError
 from experiments.studies.paired import difference
 from experiments.studies.slow_links.plan import (
@@ -142,13 +142,6 @@ def second_of(adamw: Way) -> float:
     return min(record["seconds of a gradient"] for record in adamw.records)
 
 
-def band(axes: Axes, x: Any, losses: np.ndarray, label: str, **style: Any) -> None:
-    """The mean over the seeds, and its standard error."""
-    mean, error = losses.mean(axis=0), standard_error(losses.T)
-    (line,) = axes.plot(x, mean, label=label, **style)
-    axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, lw=0)
-
-
 def draw(done: Done, folder: pathlib.Path) -> None:
     """Three figures: gradients and bytes, time, batches."""
     adamw, ways = Way(done, Task(0)), [Way(done, Task(m)) for m in REPLICAS]
@@ -159,9 +152,9 @@ def draw(done: Done, folder: pathlib.Path) -> None:
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for way, name, color, style in named:
-        band(left, way.gradients, way.losses, name, color=color, ls=style)
+        draw_band(left, name, way.gradients, way.losses.T, color=color, ls=style)
         if way.megabytes[-1]:
-            band(right, way.megabytes, way.losses, name, color=color, ls=style)
+            draw_band(right, name, way.megabytes, way.losses.T, color=color, ls=style)
     left.set(xlabel="gradients of the whole batch", ylabel="test loss, nats per character")
     left.set_title("for each gradient: down is better", loc="left", fontsize=11)
     right.set(xlabel="megabytes exchanged by each device", xscale="log")
@@ -178,7 +171,8 @@ def draw(done: Done, folder: pathlib.Path) -> None:
         for way, name, color, style in named:
             if way.task.replicas != 1:
                 name = f"AdamW on {DEVICES}" if way is adamw else name
-                band(axes, way.seconds(second, link), way.losses, name, color=color, ls=style)
+                seconds = way.seconds(second, link)
+                draw_band(axes, name, seconds, way.losses.T, color=color, ls=style)
         axes.set(xscale="log", xlabel="simulated seconds (← better)")
         axes.set_title(f"{link:g} Gbit/s", loc="left", fontsize=11)
     panels[0].set(ylabel="test loss, nats per character", ylim=left.get_ylim())
@@ -189,8 +183,9 @@ def draw(done: Done, folder: pathlib.Path) -> None:
     axes = figure.subplots()
     for replicas in (0, 1):
         row = [Way(done, Task(replicas, times)) for times in TIMES]
-        losses = np.array([way.last for way in row]).T
-        band(axes, TIMES, losses, row[0].task.name, color=COLOURS[replicas], marker="o")
+        losses = np.array([way.last for way in row])
+        colour = COLOURS[replicas]
+        draw_band(axes, row[0].task.name, TIMES, losses, color=colour, ls="-", marker="o")
     axes.set(xscale="log", xticks=TIMES, xticklabels=TIMES)
     axes.minorticks_off()
     axes.set(xlabel="times the batch, at equal tokens", ylabel="test loss, nats per character")

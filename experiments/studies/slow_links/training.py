@@ -24,7 +24,7 @@ from experiments.data.text import ALL, Text, load_characters
 from experiments.harness import cores
 from experiments.harness.logs import versions
 from experiments.io.errors import InputError
-from experiments.io.files import find, opened, write_whole
+from experiments.io.files import find, opened, whole_lines, write_whole
 from experiments.studies.slow_links.plan import (
     BATCH,
     INNER_STEPS,
@@ -37,7 +37,6 @@ from experiments.studies.slow_links.plan import (
     Run,
     read,
     text_of,
-    whole_lines,
 )
 from experiments.workloads.char_gpt import Network
 
@@ -88,9 +87,13 @@ def one_round(run: Run, tx: Any, loss: Any, params: Any, state: Any, batches: An
     return jax.lax.scan(step, (params, state), batches)[0]
 
 
-def train(run: Run, text: Text) -> Iterator[tuple[int, float]]:
-    """Yields (gradients, loss) at each measurement; all runs of a batch see the same windows."""
+def train(run: Run, text: Text) -> Iterator[tuple[int, float, float]]:
+    """Yields (gradients, loss, seconds of a gradient since the last) at each measurement.
+
+    All runs of a batch see the same windows.
+    """
     rounds, replicas = ROUNDS // run.task.times, max(run.task.replicas, 1)
+    between = rounds // MEASUREMENTS
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_network(text.symbols)(nnx.Rngs(0))))
     tx = make_optimizer(run, rounds * INNER_STEPS)
     key, symbols = jax.random.key(run.seed), jax.device_put(text.train)
@@ -115,7 +118,7 @@ def train(run: Run, text: Text) -> Iterator[tuple[int, float]]:
             windows = windows.reshape(INNER_STEPS, replicas, -1, LENGTH + 1)
             return replica_round(*carry, windows.swapaxes(0, 1))
 
-        return jax.lax.fori_loop(0, rounds // MEASUREMENTS, body, (params, state))
+        return jax.lax.fori_loop(0, between, body, (params, state))
 
     whole = len(text.test) // (LENGTH + 1)
     if not whole:
@@ -127,27 +130,27 @@ def train(run: Run, text: Text) -> Iterator[tuple[int, float]]:
         params, state = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params, state))
         return loss(anchor_params(state, params) if run.outer else params, judged)
 
-    for first in range(0, rounds, rounds // MEASUREMENTS):
-        params, state = segment(params, state, jnp.int32(first))
-        done = first + rounds // MEASUREMENTS
-        yield done * INNER_STEPS, float(judge(params, state))
+    for first in range(0, rounds, between):
+        began = time.perf_counter()
+        params, state = jax.block_until_ready(segment(params, state, jnp.int32(first)))
+        seconds = time.perf_counter() - began
+        done = (first + between) * INNER_STEPS
+        yield done, float(judge(params, state)), seconds / (between * INNER_STEPS)
 
 
 def follow(run: Run, path: str) -> dict[str, Any]:
-    """The record of a run; the seconds of a gradient are the median without the first segment."""
+    """The record of a run; the seconds of a gradient are the median without the first segment.
+
+    In the first logs they have a share in the judging, a seventh more.
+    """
     text = load_characters(None, path, ALL if run.judged == "validation" else 0)
-    gradients, losses, clock = [0], [], [time.perf_counter()]
-    for count, loss in train(run, text):
-        gradients.append(count)
-        losses.append(loss)
-        clock.append(time.perf_counter())
-    seconds = np.median(np.diff(clock)[1:] / np.diff(gradients)[1:])
+    gradients, losses, seconds = zip(*train(run, text), strict=True)
     parameters = nnx.eval_shape(lambda: nnx.state(make_network(text.symbols)(nnx.Rngs(0))))
     return {
         "run": run,
-        "gradients": gradients[1:],
+        "gradients": gradients,
         "loss": [round(loss, 5) for loss in losses],
-        "seconds of a gradient": float(f"{seconds:.3g}"),
+        "seconds of a gradient": float(f"{np.median(seconds[1:]):.3g}"),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
         "text": checksum(path),
         "versions": versions(),
@@ -166,7 +169,8 @@ def run_all(runs: list[Run], text: str, log: pathlib.Path, jobs: int) -> None:
     own, known = checksum(text), read(log)
     if any(text_of(record) != own for record in known.values()):
         raise InputError(f"--text {text} is not the text of {log}: give another --log")
-    write_whole(log, "".join(whole_lines(log)))  # a line that a crash has cut would spoil the next
+    kept = "".join(f"{line}\n" for line in whole_lines(log))
+    write_whole(log, kept)  # a line that a crash has cut would spoil the next
     missing = [run for run in runs if run not in known]
     spawned = multiprocessing.get_context("spawn")
     free = spawned.SimpleQueue()
