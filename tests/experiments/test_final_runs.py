@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import queue
+import re
 import shutil
 
 import numpy as np
@@ -176,6 +177,17 @@ def test_seeds_of_other_settings_are_not_one_training(tmp_path: pathlib.Path) ->
         InputError, match=r"adam-1.* than mnistfc-paper-adam-0.*: batch_size 256 there, 7 given"
     ):
         finished_runs.read("paper", paths)
+
+
+def test_the_comparisons_on_the_pages_can_be_made() -> None:
+    root = RESULTS.parents[1]
+    pages = [RESULTS.parent / "RESULTS.md", *(root / "docs").glob("*.md")]
+    texts = [page.read_text() for page in pages]
+    pairs = [pair for text in texts for pair in re.findall(r"compare (\S+-\S+) ([^\s`]+)", text)]
+    assert len(pairs) >= 3
+    for pair in pairs:
+        compared = compare.text(list(pair), [compare.find(name) for name in pair])
+        assert "no common seed" not in compared
 
 
 def test_a_kept_log_of_other_settings_is_not_taken_for_the_run(
