@@ -112,9 +112,10 @@ def _pool(leaves: list[jax.Array]) -> jax.Array:
 
 
 def _is_finite(leaf: jax.Array) -> jax.Array:
-    """Whether a large leaf is finite: 0 times a NaN or Inf is NaN, and stays so in a sum.
+    """Whether a large leaf is finite, by the sums along its last axis, in which a NaN or Inf stays.
 
-    A test of each element would be an array of bools in memory. The largest element does not tell:
-    on a CPU, XLA's maximum of many float32 numbers passes over NaN (JAX 0.10.2).
+    Numbers so large that their sum overflows count as not finite. A test of each element would be
+    an array in memory. The largest element does not tell: on a CPU, XLA's maximum of many float32
+    numbers passes over NaN (JAX 0.10.2).
     """
-    return lax.is_finite(jnp.sum(leaf * 0))
+    return jnp.all(lax.is_finite(jnp.sum(leaf, axis=-1, dtype=_trees.wide_dtype(leaf))))

@@ -353,6 +353,10 @@ def test_one_bad_element_is_seen_in_a_leaf_of_any_size(size: int, bad: float) ->
     assert not _guard.all_finite({"a": leaf.at[size // 3].set(bad), "b": jnp.ones(3)})
 
 
+def test_a_sum_beyond_float16_is_of_finite_numbers() -> None:
+    assert _guard.all_finite(jnp.full(_guard._SMALL + 1, 2.0, jnp.float16))
+
+
 def test_what_only_float64_holds_is_finite() -> None:
     """Beyond float32, in a pool with leaves of float32."""
     with double_precision():
