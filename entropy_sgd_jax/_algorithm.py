@@ -235,7 +235,8 @@ class Algorithm:
                 inner_state = apply_if(~counts, self._restarted(anchor), inner_state)
             target = x
             if self._waits:
-                home = anchor.x if self.delay else self._accumulators(x)  # x, as far as it is here
+                # A chain that does not count goes on from x; with a delay, from the one before.
+                home = anchor.x if self.delay else self._accumulators(x)
                 iterate = _trees.where(counts, chain.iterate, home)
                 target = iterate if self.delay else self._blended(iterate, x)
             landed = self._anchor(self._landing(target, params), state)

@@ -62,8 +62,8 @@ def number(
             return value
         known = _python_float(value)
         if known is None and static:
-            allowed_here = f"{allowed}, and not traced"
-            raise error(name, allowed_here, repr(value), advice + _static(name, value))
+            hint = advice + _static(name, value)
+            raise error(name, f"{allowed}, and not traced", repr(value), hint)
         if known is None:
             return value
         if not low <= known <= high or known in (*excluded, math.inf):
@@ -328,11 +328,16 @@ def of_streams_only(options: Mapping[str, Any]) -> None:
     for name in ("offset", "delay", "blend"):
         value = options.get(name, 0)
         if value and not options["streaming"]:
-            advice = "Pass streaming=True, and inner_steps of at least 1."
-            raise error(name, "0 without streaming=True or inner steps", repr(value), advice)
+            raise streams_only(name, 0, value)
         if name != "blend" and value >= max(options["inner_steps"], 1):
             allowed = f"an integer in [0, {options['inner_steps'] - 1}], below `inner_steps`"
             raise error(name, allowed, repr(value), "A cycle has no more gradients.")
+
+
+def streams_only(name: str, otherwise: Any, got: Any) -> ValueError:
+    """The error about an option that needs streaming mode."""
+    allowed = f"{otherwise} without streaming=True or inner steps"
+    return error(name, allowed, repr(got), "Pass streaming=True, and inner_steps of at least 1.")
 
 
 def _cosine_with_gradient(transform: optax.GradientTransformation) -> float | None:

@@ -31,10 +31,7 @@ def in_turn(
 ) -> EntropicTransformation:
     """An optimizer for each fragment, as `make` builds it from its offset and its number."""
     if not streaming or not inner_steps:
-        advice = "Pass streaming=True, and inner_steps of at least 1."
-        raise _checks.error(
-            "fragments", "None without streaming=True or inner steps", repr(fragments), advice
-        )
+        raise _checks.streams_only("fragments", None, fragments)
     if not callable(fragments):
         _count(fragments, inner_steps)
     made = functools.cache(make)
@@ -59,7 +56,7 @@ def in_turn(
         whole = optimizer(params)
         _protocol.incoming(updates, params, "in streaming mode")
         if not hasattr(state, "inner_states"):
-            raise _protocol.foreign_state("that of optax.partition, as `fragments` need it", state)
+            raise _protocol.foreign_state("that of optax.partition, which `fragments` use", state)
         return whole.update(updates, state, params, **extra)
 
     return EntropicTransformation(init, update)

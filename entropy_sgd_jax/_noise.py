@@ -174,7 +174,7 @@ def draw(
 def words(key: jax.Array, like: PyTree) -> PyTree:
     """32 random bits for each number in `like`, from the words of a key."""
     shapes = _shapes(like)
-    starts = _first_numbers(shapes, range(len(shapes)))  # as of one array of them all
+    starts = _first_numbers(shapes, range(len(shapes)))  # as in one array of all leaves
     return jax.tree.unflatten(
         jax.tree.structure(like),
         [_words(start, shape, key) for start, shape in zip(starts, shapes, strict=True)],

@@ -117,8 +117,8 @@ def local_entropy(
         value, error = _log_mean_exp(-chains.work)
         terms = [value, jnp.sum(along), (count - along.size) * rest, volume, -least]
         total = sum(terms[1:], start=value)
-        rounding = 2 * jnp.finfo(dtype).eps * sum(map(jnp.abs, terms))
-        rounding = rounding + loss.eps * jnp.abs(least)
+        of_sum = 2 * jnp.finfo(dtype).eps * sum(map(jnp.abs, terms))
+        rounding = of_sum + loss.eps * jnp.abs(least)
         error = jnp.where(jnp.isfinite(total), jnp.hypot(error, rounding), jnp.inf)
         return jnp.stack([total, error])
 

@@ -32,7 +32,7 @@ class InputError(Exception):
 class OneLineParser(argparse.ArgumentParser):
     """Reports a bad argument like any other mistake, without the usage text around it.
 
-    Takes no part of a flag for the flag: --seed would be --seeds.
+    Flags must be given in full: --seed is not taken for --seeds.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What may befall an island, as flags, to watch what the others do."""
+"""What may happen to an island, as flags, to watch what the others do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace, cluster: bool) -> None:
-    """Refuses what cannot befall it."""
+    """Refuses what cannot happen."""
     for name in ("kill", "slow"):
         number, island = getattr(options, name)
         if number == 0 or number > options.rounds:

@@ -141,7 +141,7 @@ def train(run: Run, text: Text) -> Iterator[tuple[int, float, float]]:
 def follow(run: Run, path: str) -> dict[str, Any]:
     """The record of a run; the seconds of a gradient are the median without the first segment.
 
-    In the first logs they have a share in the judging, a seventh more.
+    Those in the stored log include the time for judging, a seventh more.
     """
     text = load_characters(None, path, ALL if run.judged == "validation" else 0)
     gradients, losses, seconds = zip(*train(run, text), strict=True)
